@@ -39,7 +39,7 @@ readme: $(DEV)
 	$(BIN)/python tools/readme.py nbs/index.ipynb README.md
 
 clean:
-	rm -rf .newest .newest.json .sync build dist demo _docs _proc nbs/nbdev.yml nbs/sidebar.yml
+	rm -rf .newest .newest.json .sync build dist demo _docs _proc nbs/nbdev.yml
 	find ctxseg_nb nbs tests tools \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 # Modules, notebooks and README are made afresh in a copy, so that a working tree with edits is compared but never changed.

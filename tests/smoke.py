@@ -4,10 +4,11 @@ import ctxseg_nb
 assert 'torch' not in sys.modules, '`import ctxseg_nb` alone must not import torch'
 
 from pathlib import Path
-import fastai, fastcore, torch, torchvision
+import fastai, fastcore, matplotlib, torch, torchvision
 from PIL import Image
 from ctxseg_nb.all import *
 
+matplotlib.use('agg')
 torch.set_num_threads(1)
 torch.manual_seed(0)
 dls = scenes_dls(n_train=32, n_valid=16, size=64, bs=8)
@@ -15,11 +16,12 @@ learn = segmentation_learner(dls, 'fcn')
 with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1)
 losses = torch.stack(learn.recorder.losses)
 assert len(losses) == 4 and losses.isfinite().all(), f'expected 4 finite losses, one a batch, found {losses}'
+with learn.no_bar(): learn.show_results(max_n=2)
 
 with tempfile.TemporaryDirectory() as tmp:
     image, path = Path(tmp)/'grey.png', Path(tmp)/'fcn'
     Image.new('RGB', (64, 64), (128,)*3).save(image)
-    mask = torch.as_tensor(learn.predict(image)[0])
+    with learn.no_bar(): mask = torch.as_tensor(learn.predict(image)[0])
     assert tuple(mask.shape[-2:]) == (64, 64), f'expected a mask of 64×64, found {tuple(mask.shape)}'
     save_model(learn.model, path, codes=dls.vocab)
     model, info = load_model(path)

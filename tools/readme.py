@@ -10,6 +10,10 @@ HIDDEN = r'\s*#\|\s*(hide|default_exp)\b'
 
 class StripDirectives(Preprocessor):
     "Drop the lines that speak to nbdev"
+    def preprocess(self, nb, resources):
+        nb.metadata.language_info = {'name': 'python'}
+        return super().preprocess(nb, resources)
+
     def preprocess_cell(self, cell, resources, index):
         if cell.cell_type == 'code': cell.source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M).strip('\n')
         return cell, resources

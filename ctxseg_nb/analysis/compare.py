@@ -56,17 +56,17 @@ def paired_bootstrap(
     whole = np.mean(mean_iou_of(a.sum(1))) - np.mean(mean_iou_of(b.sum(1)))
     return dict(difference=float(whole), low=float(np.quantile(d, .025)), high=float(np.quantile(d, .975)), wins=float((d > 0).mean()))
 
-# %% ../../nbs/analysis/50_compare.ipynb #9dfe4b08
+# %% ../../nbs/analysis/50_compare.ipynb #a436ddae
 @dataclass(frozen=True)
 class Experiment:
     "A named comparison: every arm with every seed"
     name: str       # as on the command line
     about: str      # one sentence: what is compared on what
-    run: Callable   # run(seed, path, **settings, **arm) -> (figures: dict of numbers, counts (n, K, 3))
+    run: Callable   # run(seed, **inputs, **settings, **arm) -> (figures: dict of numbers, counts (n, K, 3))
     arms: dict[str, dict]  # what differs
     settings: dict = field(default_factory=dict)  # what does not
     baseline: str = 'fcn'  # the arm the others are compared with
-    needs: str | None = None  # data set whose folder must be given as `path`
+    needs: dict[str, str] = field(default_factory=dict)  # inputs that must be given, and what they are: {'path': 'the CamVid folder'}
 
 EXPERIMENTS: dict[str, Experiment] = {}
 def register_experiment(experiment: Experiment): EXPERIMENTS[experiment.name] = experiment; return experiment
@@ -108,34 +108,35 @@ def _begin(ex, file):
 
 def _counts_file(work, ex, arm, seed): return Path(work)/ex.name/f'{arm}-{seed}.npz'
 
-# %% ../../nbs/analysis/50_compare.ipynb #494297e3
+# %% ../../nbs/analysis/50_compare.ipynb #d1ad83e9
 def run_experiment(
     name: str,                # one of `EXPERIMENTS`
     seeds: int = 3,           # seeds 0 ... seeds-1
     out: str | Path = 'nbs/results',  # folder of the JSON file
-    path: str | Path | None = None,   # the data set's folder, where one is needed
     work: str | Path = '.cache/experiments',  # folder of the counts, image by image
     report: Callable = print,
+    **inputs,                 # what the experiment `needs`: where data and weights lie on this machine
 ) -> dict:  # the results, as `read_results` gives them
     "Run all arms with all seeds, or those that are missing, and write `out`/`name`.json after each"
     if name not in EXPERIMENTS: raise ValueError(f'no experiment {name!r}; there are {", ".join(EXPERIMENTS)}')
     ex = EXPERIMENTS[name]
-    if ex.needs and path is None: raise ValueError(f'the experiment {name!r} needs the folder of {ex.needs}: --path FOLDER')
+    for k, what in ex.needs.items():
+        if inputs.get(k) is None: raise ValueError(f'the experiment {name!r} needs {what}: --{k}')
     file = Path(out)/f'{name}.json'
     results = _begin(ex, file)
     for arm, seed in ((a, s) for s in range(seeds) for a in ex.arms):
         if any((r['arm'], r['seed']) == (arm, seed) for r in results['runs']): continue
-        results['runs'].append(_one_run(ex, arm, seed, path, work))
+        results['runs'].append(_one_run(ex, arm, seed, inputs, work))
         _write(file, results)
         report(f'{arm} seed {seed}: ' + '  '.join(f'{k} {100*v:.1f}' for k, v in results['runs'][-1]['figures'].items()))
     results['against'] = _against(ex, seeds, work)
     _write(file, results)
     return results
 
-# %% ../../nbs/analysis/50_compare.ipynb #639c8b05
-def _one_run(ex, arm, seed, path, work):
+# %% ../../nbs/analysis/50_compare.ipynb #430d9786
+def _one_run(ex, arm, seed, inputs, work):
     start, counts_file = time.perf_counter(), _counts_file(work, ex, arm, seed)
-    figures, counts = ex.run(seed, path, **ex.settings, **ex.arms[arm])
+    figures, counts = ex.run(seed, **inputs, **ex.settings, **ex.arms[arm])
     with atomic_write(counts_file) as tmp:
         with open(tmp, 'wb') as f: np.savez_compressed(f, counts=np.asarray(counts).astype(np.int32))
     figures = {k: round(float(v), 5) for k, v in figures.items()}

@@ -14,7 +14,7 @@ from fastai.callback.tracker import TrackerCallback
 from ..core import atomic_write
 
 # %% auto #0
-__all__ = ['FORMAT', 'rng_state', 'set_rng_state', 'plain', 'notes', 'set_notes', 'read_checkpoint', 'check_facts', 'Checkpoint']
+__all__ = ['rng_state', 'set_rng_state', 'read_checkpoint', 'Checkpoint']
 
 # %% ../../nbs/training/32_checkpoint.ipynb #c80c8d53
 def rng_state(
@@ -39,16 +39,16 @@ def set_rng_state(
     for dl, s in zip(dls.loaders, state['loaders']):
         if s is not None: dl.rng.setstate(s)
 
-# %% ../../nbs/training/32_checkpoint.ipynb #96331ff4
-def plain(
+# %% ../../nbs/training/32_checkpoint.ipynb #4d17fb83
+def _plain(
     o,  # any nest of tensors, numbers, lists and dicts
 ):
     "`o` as nothing but CPU tensors, numbers, strings, lists, tuples and dicts"
     if isinstance(o, torch.Tensor): return o.detach().as_subclass(torch.Tensor).cpu()
     if isinstance(o, np.generic): return o.item()
-    if isinstance(o, dict): return {k: plain(v) for k, v in o.items()}
-    if isinstance(o, tuple): return tuple(plain(v) for v in o)
-    return [plain(v) for v in o] if isinstance(o, (list, L)) else o
+    if isinstance(o, dict): return {k: _plain(v) for k, v in o.items()}
+    if isinstance(o, tuple): return tuple(_plain(v) for v in o)
+    return [_plain(v) for v in o] if isinstance(o, (list, L)) else o
 
 # %% ../../nbs/training/32_checkpoint.ipynb #b661e783
 _KEPT = {Recorder: 'lrs iters losses values', AvgSmoothLoss: 'count val',
@@ -60,21 +60,21 @@ def _keepers(learn):
         names = [n for cls, ns in _KEPT.items() if isinstance(o, cls) for n in ns.split()] + [*getattr(type(o), 'kept', ())]
         yield o, [n for n in names if n in vars(o)]
 
-# %% ../../nbs/training/32_checkpoint.ipynb #db80b358
+# %% ../../nbs/training/32_checkpoint.ipynb #c3505088
 def _pack(v): return torch.stack(list(v)) if isinstance(v, (list, L)) and v and isinstance(v[0], torch.Tensor) else v
 def _unpack(v): return list(v) if isinstance(v, torch.Tensor) and v.ndim else v
 
-def notes(learn) -> dict:
+def _notes(learn) -> dict:
     "What the callbacks of `learn` noted: {callback: {attribute: value}}"
     return {o.name: {n: _pack(getattr(o, n)) for n in names} for o, names in _keepers(learn) if names}
 
-def set_notes(learn, saved: dict):
+def _set_notes(learn, saved: dict):
     "Give the notes back to those of the callbacks that are there"
     for o, _ in _keepers(learn):
         for n, v in saved.get(o.name, {}).items(): setattr(o, n, _unpack(v))
 
-# %% ../../nbs/training/32_checkpoint.ipynb #a621da84
-FORMAT = 'ctxseg_nb checkpoint 1'
+# %% ../../nbs/training/32_checkpoint.ipynb #a705b246
+_FORMAT = 'ctxseg_nb checkpoint 1'
 
 def read_checkpoint(
     file: str | Path,  # written by `Checkpoint`
@@ -84,17 +84,17 @@ def read_checkpoint(
         with zipfile.ZipFile(file) as z: broken = z.testzip()
         state = None if broken else torch.load(file, map_location='cpu', weights_only=True)
     except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError) as e: broken, state = str(e).split('\n')[0], None
-    if isinstance(state, dict) and state.get('format') == FORMAT: return state
+    if isinstance(state, dict) and state.get('format') == _FORMAT: return state
     found = f'damaged: {broken}' if broken else 'other content'
-    raise ValueError(f'{file}: expected a {FORMAT}, found {Path(file).stat().st_size} bytes ({found})')
+    raise ValueError(f'{file}: expected a {_FORMAT}, found {Path(file).stat().st_size} bytes ({found})')
 
-# %% ../../nbs/training/32_checkpoint.ipynb #9d9f852e
+# %% ../../nbs/training/32_checkpoint.ipynb #d3344d1a
 def _facts(learn):
     shapes = {k: list(v.shape) for k, v in get_model(learn.model).state_dict().items() if isinstance(v, torch.Tensor)}
     return {'epochs': learn.n_epoch, 'batches an epoch': len(learn.dls.train), **shapes,
             'parameter groups': len(learn.opt.hypers), 'hyper-parameters': sorted(learn.opt.hypers[0])}
 
-def check_facts(
+def _check_facts(
     file: str | Path,  # named in the error
     expected: dict,    # {what: value} of this run
     found: dict,       # {what: value} of the checkpoint
@@ -130,17 +130,17 @@ class Checkpoint(Callback):
         self.file, self.every, self.resume = Path(folder)/'checkpoint.pt', every, resume
     def after_create(self): raise ValueError('Checkpoint belongs to one run: pass it to fit(..., cbs=Checkpoint(...)), not to Learner')
 
-# %% ../../nbs/training/32_checkpoint.ipynb #39e783e6
+# %% ../../nbs/training/32_checkpoint.ipynb #7c59466e
 @patch
 def save(self: Checkpoint, epoch: int, used: int):
     "Write the run as it stands before batch `used` of `epoch`. Raises `OSError` where it cannot; the previous file stays"
     learn, now, buffer = self.learn, rng_state(self.dls), io.BytesIO()
     scaler = getattr(learn, 'scaler', None)
-    state = dict(format=FORMAT, facts=_facts(learn), epoch=epoch, used=used, step=learn.train_iter, pct=learn.pct_train,
-                 model=get_model(learn.model).state_dict(), opt=learn.opt.state_dict(), notes=notes(learn),
+    state = dict(format=_FORMAT, facts=_facts(learn), epoch=epoch, used=used, step=learn.train_iter, pct=learn.pct_train,
+                 model=get_model(learn.model).state_dict(), opt=learn.opt.state_dict(), notes=_notes(learn),
                  grads=[p.grad is not None for p, *_ in learn.opt.all_params()],
                  scaler=scaler.state_dict() if scaler else {}, now=now, dice=self.dice if used else now)
-    torch.save(plain(state), buffer)
+    torch.save(_plain(state), buffer)
     with atomic_write(self.file) as tmp: tmp.write_bytes(buffer.getbuffer())
 
 # %% ../../nbs/training/32_checkpoint.ipynb #4e6c2c44
@@ -153,17 +153,17 @@ def after_epoch(self: Checkpoint):
     if self.epoch == self.first - 1: self.wake()
     elif self.epoch >= self.first and not rank_distrib(): self.save(self.epoch + 1, 0)
 
-# %% ../../nbs/training/32_checkpoint.ipynb #b7b2978e
+# %% ../../nbs/training/32_checkpoint.ipynb #5a11c601
 @patch
 def restore(self: Checkpoint):
     "Put the run of the file back into the learner. Raises `ValueError`, with nothing changed, where it is not this run"
     learn, s = self.learn, read_checkpoint(self.file)
-    check_facts(self.file, _facts(learn), s['facts'])
+    _check_facts(self.file, _facts(learn), s['facts'])
     get_model(learn.model).load_state_dict(s['model'])
     learn.opt.load_state_dict(to_device(s['opt'], next(learn.model.parameters()).device))
     for (p, *_), had in zip(learn.opt.all_params(), s['grads']): p.grad = torch.zeros_like(p) if had else None
     if s['scaler']: learn.scaler.load_state_dict(s['scaler'])
-    set_notes(learn, s['notes'])
+    _set_notes(learn, s['notes'])
     set_rng_state(learn.dls, s['dice'])
     learn.train_iter, self.first, self.used, self.pct, self.now = s['step'], s['epoch'], s['used'], s['pct'], s['now']
 
