@@ -15,7 +15,7 @@ from .data.blocks import *
 from .models.backbones import *
 from .models.segmentor import *
 
-# %% ../nbs/all.ipynb #9af1f748
+# %% ../nbs/all.ipynb #5fa1dfe7
 from .training.losses import *
 from .training.metrics import *
 from .training.checkpoint import *
@@ -23,6 +23,7 @@ from .training.learner import *
 from .analysis.compare import *
 from .analysis.frozen import *
 from .analysis.experiments import *
+from .analysis.benchmarks import *
 
 # %% ../nbs/all.ipynb #daf077de
 __all__ = [name for name in globals() if not name.startswith('_')]

@@ -12,7 +12,7 @@ import numpy as np
 
 # %% auto #0
 __all__ = ['IGNORE', 'IMAGENET_STATS', 'VOID_COLOUR', 'Card', 'palette', 'colorize', 'show_rows', 'legend', 'atomic_write',
-           'keep_memory']
+           'real_data', 'keep_memory']
 
 # %% ../nbs/00_core.ipynb #290a87b6
 IGNORE = 255  # label of void pixels, in every mask of this library
@@ -114,6 +114,17 @@ def atomic_write(
     except OSError as e: raise OSError(e.errno, f'cannot write {path}: {e.strerror or e}') from e
     finally:
         if tmp: tmp.unlink(missing_ok=True)
+
+# %% ../nbs/00_core.ipynb #f286b141
+def real_data(
+    name: str,  # file or folder below the data folder: 'camvid', 'ccp', 'weights/squeezenet1_0.safetensors'
+) -> Path | None:
+    "The path of real data, or None, with a line that says what is skipped"
+    here = Path.cwd()
+    root = next((p for p in (here, *here.parents) if (p/'settings.ini').exists()), here)
+    path = Path(os.environ.get('CTXSEG_DATA', root.parent/'shared'/'data'))/name
+    if path.exists(): return path
+    print(f'skipped: no {name} beside the project or in $CTXSEG_DATA')
 
 # %% ../nbs/00_core.ipynb #8eab6c6b
 def keep_memory(

@@ -18,7 +18,7 @@ from ..training.learner import segmentation_learner
 
 # %% auto #0
 __all__ = ['DATASETS', 'CONTROLS', 'PHOTOS', 'count_validation', 'figures_of', 'train_arm', 'scenes_arm', 'photos_arm',
-           'frozen_photos_arm']
+           'frozen_photos_arm', 'gap_closed']
 
 # %% ../../nbs/analysis/52_experiments.ipynb #43dd6793
 @torch.inference_mode()
@@ -87,3 +87,12 @@ register_experiment(Experiment('ccp', 'FCN on Clothing Co-Parsing at 200×304, t
     dict(fcn=dict(model='fcn')), dict(data='ccp', size=[304, 200], min_photos=35, epochs=8, lr=4e-4), needs=PHOTOS))
 register_experiment(Experiment('ccp-frozen', 'Heads on frozen SqueezeNet features of Clothing Co-Parsing, 31 classes', frozen_photos_arm,
     CONTROLS, dict(data='ccp', size=[304, 200], min_photos=35, epochs=10, lr=2e-3), needs=PHOTOS));
+
+# %% ../../nbs/analysis/52_experiments.ipynb #64087a48
+def gap_closed(
+    value: float,  # what a method reaches
+    local: float,  # ceiling of a window
+    full: float,   # ceiling of the whole picture
+) -> float:  # 0: no more than the window allows; 1: all that context can give
+    "Share of the gap between the two ceilings that is closed"
+    return (value - local)/(full - local)
