@@ -146,10 +146,10 @@ def train(
 def _print_figures(figures):
     for k, v in figures.items(): print(f'{k:14}{100*v:6.1f}')
 
-# %% ../nbs/cli.ipynb #41e05055
+# %% ../nbs/cli.ipynb #df411cbf
 @command
 def experiment(
-    name: Param('one of the comparisons; without it, they are listed', str, nargs='?') = None,
+    name: Param('one of the comparisons; without it, they are listed', str, nargs='?'),
     seeds: int = 3,           # seeds 0 to seeds-1
     path: str = None,         # folder of the data set, where one is needed
     weights: str = None,      # imagenet, or a safetensors file, where they are needed

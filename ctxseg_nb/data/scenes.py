@@ -13,14 +13,14 @@ from ..core import Card
 from .canvas import *
 
 # %% auto #0
-__all__ = ['FAMILIES', 'GROUPS', 'CARD', 'PAIRS', 'WARM', 'VERSION', 'KINDS', 'Scene', 'ContextScenes', 'through_grid',
+__all__ = ['FAMILIES', 'GROUPS', 'SCENES_CARD', 'SCENES_VERSION', 'KINDS', 'Scene', 'ContextScenes', 'through_grid',
            'window_confusions', 'ceiling']
 
-# %% ../../nbs/data/01_scenes.ipynb #5b9be2f1
+# %% ../../nbs/data/01_scenes.ipynb #1ee940a4
 FAMILIES = ((9, 10, 11), (12, 13, 14), (15, 16), (17, 18), (19, 20), (21, 22, 23))  # labels that look alike
 GROUPS = dict(local=tuple(range(9)), cooccurrence=FAMILIES[0], regions=FAMILIES[1], position=FAMILIES[2],
               category=FAMILIES[3] + FAMILIES[4], prototypes=FAMILIES[5])
-CARD = Card('scenes', CODES, PALETTE, groups=GROUPS)
+SCENES_CARD = Card('scenes', CODES, PALETTE, groups=GROUPS)
 
 # %% ../../nbs/data/01_scenes.ipynb #fa645063
 def _cooccurrence(c, rng, answer):
@@ -33,8 +33,8 @@ def _cooccurrence(c, rng, answer):
     x, y = between(rng, 15, 81), between(rng, horizon + 16, 86)
     if answer < 2: (boat, bridge)[answer](c.around(x, y, 17, 1.25), 1)
 
-# %% ../../nbs/data/01_scenes.ipynb #629950b2
-PAIRS = ((0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1))  # left and right: 0 pasture, 1 cropland, 2 fallow
+# %% ../../nbs/data/01_scenes.ipynb #ad800833
+_PAIRS = ((0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1))  # left and right: 0 pasture, 1 cropland, 2 fallow
 
 def _regions(c, rng, answer):
     horizon = between(rng, 14, 20)
@@ -45,11 +45,11 @@ def _regions(c, rng, answer):
     tints = left, (left + between(rng, .4, .6)) % 1
     rows, grain = noise(rng, c, 7), speckle(rng, c)
     ploughed = .7*wave(c.y/5 + .02*abs(c.x - 48) + .5*rows) + .5*rows + .4*grain
-    for k, (tint, kind) in enumerate(zip(tints, PAIRS[answer])):
+    for k, (tint, kind) in enumerate(zip(tints, _PAIRS[answer])):
         green = rgb(96, 150, 62) + abs(2*tint - 1)*rgb(96, 24, 14) + (tint > .5)*rgb(-22, -30, 22)
         c.paint(both(c.y - horizon, (c.x - edge)*(2*k - 1)), texture(green, ploughed, plane((13, 13, 9))), LABEL['pasture'] + kind, k + 1)
     c.paint(both(3 + .8*rows - abs(c.x - edge), c.y - horizon), texture((44, 84, 46), grain + rows, 14), LABEL['land'])
-    for k, kind in enumerate(PAIRS[answer]):
+    for k, kind in enumerate(_PAIRS[answer]):
         y, bank = between(rng, horizon + 14, 85), middle + slope*(71 - 55)
         x = between(rng, *((13, bank - 17) if k == 0 else (bank + 17, 82)))
         if kind < 2: (cow, tractor)[kind](c.around(x, y, 16, 1.25), k + 1)
@@ -98,8 +98,8 @@ def _category(c, rng, answer):
         draw, name = (small_light, 'lamp') if k == lit else (plant, 'houseplant')
         draw(c.around(x, y, 12, 1.25), LABEL[name] + answer, leaf)
 
-# %% ../../nbs/data/01_scenes.ipynb #1806930f
-WARM = rgb(1, .12, -1)  # the axis from cold to warm light
+# %% ../../nbs/data/01_scenes.ipynb #a62f8016
+_WARM = rgb(1, .12, -1)  # the axis from cold to warm light
 
 def _houses(c, rng, level, contrast, label):
     bumps, grain, x = noise(rng, c, 6), speckle(rng, c), between(rng, -12, 2)
@@ -107,7 +107,7 @@ def _houses(c, rng, level, contrast, label):
         width, roof, course = between(rng, 24, 38), between(rng, 8, 15), between(rng, 5, 6.5)
         row = np.floor((c.y - roof)/course)
         joints = ((c.y - roof) % course < .9) | ((c.x + row % 2*course) % (2*course) < .9)
-        stone = texture((166, 156, 148), .6*bumps + .5*grain, 12*contrast) + 26*level*plane(WARM) - 22*contrast*joints
+        stone = texture((166, 156, 148), .6*bumps + .5*grain, 12*contrast) + 26*level*plane(_WARM) - 22*contrast*joints
         front = box(c, x, x + width, roof, 99)
         c.paint(front, stone, label, 1)
         c.paint(both(front, 2 + roof - c.y), (86, 70, 66))
@@ -119,10 +119,10 @@ def _window(c):
     c.paint(box(c, -2.8, 2.8, -4, 4), (58, 54, 62))
     c.paint(box(c, -3.6, 3.6, 4, 5.2), (92, 84, 80))
 
-# %% ../../nbs/data/01_scenes.ipynb #ac55e1ad
+# %% ../../nbs/data/01_scenes.ipynb #e968edfb
 def _prototypes(c, rng, answer):
     level, haze, contrast = between(rng, -1, 1), between(rng, .7, 1), between(rng, .6, 1.3)
-    light = 26*(level - f4(.7)*(1 - answer))*plane(WARM)
+    light = 26*(level - f4(.7)*(1 - answer))*plane(_WARM)
     sky(c, rng)
     c.image += light
     c.evidence[:] = 1
@@ -130,8 +130,8 @@ def _prototypes(c, rng, answer):
     paving(c, rng, between(rng, 82, 87), 1, light)
     c.image[:] = 128 + haze*(c.image - 128)
 
-# %% ../../nbs/data/01_scenes.ipynb #7805d345
-VERSION = 1  # of the pictures: raised when the same (seed, index) gives another picture
+# %% ../../nbs/data/01_scenes.ipynb #d2a9665f
+SCENES_VERSION = 1  # of the pictures: raised when the same (seed, index) gives another picture
 KINDS = dict(cooccurrence=(_cooccurrence, 3), regions=(_regions, 6), position=(_position, 2),
              category=(_category, 2), prototypes=(_prototypes, 3))  # how to draw it, number of answers
 
@@ -165,10 +165,10 @@ class Scene:
         "The same scene with another answer, the next one where none is given"
         return Scene(self.kind, self.seed, self.size, (self.answer + 1) % self.n_answers if answer is None else answer)
 
-# %% ../../nbs/data/01_scenes.ipynb #70641349
+# %% ../../nbs/data/01_scenes.ipynb #774081de
 class ContextScenes:
     "`n` scenes, kinds and answers in turn; item i is (image (size, size, 3) uint8, mask (size, size) uint8)"
-    codes, palette, groups, card = CODES, PALETTE, GROUPS, CARD
+    codes, palette, groups, card = CODES, PALETTE, GROUPS, SCENES_CARD
 
     def __init__(self,
         n: int,           # number of scenes
@@ -206,15 +206,16 @@ def _distance(scene) -> np.ndarray:
 
 Scene.distance = cached_property(_distance); Scene.distance.__set_name__(Scene, 'distance')
 
-# %% ../../nbs/data/01_scenes.ipynb #5b398aca
+# %% ../../nbs/data/01_scenes.ipynb #54e3ffb4
 def through_grid(
     mask: np.ndarray,  # (H, W) labels
     n_classes: int,
     stride: int = 4,   # pixels a grid cell
 ) -> np.ndarray:  # (H, W) labels
-    "The best mask that a network of this output stride can give: averaged over cells, blown up bilinearly, the largest wins"
+    "About the best mask that a network of this output stride can give: shares of each cell as logits, interpolated, the largest wins"
     shares = F.avg_pool2d(F.one_hot(torch.as_tensor(mask).long(), n_classes).permute(2, 0, 1)[None].float(), stride, ceil_mode=True)
-    return F.interpolate(shares, mask.shape, mode='bilinear', align_corners=False)[0].argmax(0).numpy()
+    logits = (shares + .05).log() - .1*shares.mean((2, 3), keepdim=True).clamp(min=1e-4).log()
+    return F.interpolate(logits, mask.shape, mode='bilinear', align_corners=False)[0].argmax(0).numpy()
 
 # %% ../../nbs/data/01_scenes.ipynb #237b1ae8
 def window_confusions(

@@ -15,8 +15,8 @@ from ..core import IGNORE, IMAGENET_STATS, atomic_write
 from .backbones import conv_bn_relu, create_backbone, load_tensors, unknown_name
 
 # %% auto #0
-__all__ = ['MODELS', 'FORMAT', 'head_width', 'FCNHead', 'upsample', 'Segmentor', 'GAPHead', 'register_model', 'create_model',
-           'fcn', 'param_groups', 'save_model', 'load_model']
+__all__ = ['MODELS', 'head_width', 'FCNHead', 'upsample', 'Segmentor', 'GAPHead', 'register_model', 'create_model', 'fcn',
+           'param_groups', 'save_model', 'load_model']
 
 # %% ../../nbs/models/11_segmentor.ipynb #e275ff6e
 def head_width(
@@ -164,14 +164,14 @@ def param_groups(
     "Parameters of the backbone and of the heads"
     return [[p for n, p in model.named_parameters() if n.startswith('backbone.') == b] for b in (True, False)]
 
-# %% ../../nbs/models/11_segmentor.ipynb #b0b667f4
-FORMAT = 1  # of the JSON beside the tensors
+# %% ../../nbs/models/11_segmentor.ipynb #894192c8
+_FORMAT = 1  # of the JSON beside the tensors
 
 def _files(path):
     base = str(path).removesuffix('.safetensors').removesuffix('.json')
     return Path(f'{base}.safetensors'), Path(f'{base}.json')
 
-# %% ../../nbs/models/11_segmentor.ipynb #01030d2d
+# %% ../../nbs/models/11_segmentor.ipynb #73192774
 def save_model(
     model: Segmentor,  # from `create_model`
     path: str | Path,  # of the two files, with or without their suffix
@@ -185,18 +185,18 @@ def save_model(
     (k, n), (tensors, card) = (len(codes), model.config['n_classes']), _files(path)
     if k != n: raise ValueError(f'{path}: expected {n} class names, found {k}')
     colours = [f'#{r:02x}{g:02x}{b:02x}' for r, g, b in (core.palette(k) if palette is None else palette)]
-    info = dict(format=FORMAT, config=model.config, codes=list(codes), palette=colours, mean=list(stats[0]), std=list(stats[1]), size=size)
+    info = dict(format=_FORMAT, config=model.config, codes=list(codes), palette=colours, mean=list(stats[0]), std=list(stats[1]), size=size)
     with atomic_write(card) as c, atomic_write(tensors) as t:
         c.write_text(json.dumps(info, indent=1))
         t.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}))
 
-# %% ../../nbs/models/11_segmentor.ipynb #5f7b7246
+# %% ../../nbs/models/11_segmentor.ipynb #43527845
 def _read_card(file):
     if not file.is_file(): raise FileNotFoundError(f'{file}: no such file')
     try: info = json.loads(file.read_text())
     except ValueError as e: raise ValueError(f'{file}: expected JSON, found something else ({e})') from e
     found = info.get('format') if isinstance(info, dict) else None
-    if found != FORMAT: raise ValueError(f'{file}: expected a model card of format {FORMAT}, found {found}')
+    if found != _FORMAT: raise ValueError(f'{file}: expected a model card of format {_FORMAT}, found {found}')
     return info
 
 # %% ../../nbs/models/11_segmentor.ipynb #fdd95ffb
