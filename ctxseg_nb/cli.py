@@ -5,18 +5,27 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'command', 'demo', 'train', 'experiment', 'evaluate', 'predict', 'models', 'data', 'main']
 
-# %% ../nbs/cli.ipynb #c26001f6
-import argparse, os, sys, warnings
+# %% ../nbs/cli.ipynb #983cca72
+import argparse, inspect, os, sys, warnings
 from pathlib import Path
 from unittest.mock import patch
-from fastcore.script import Param, anno_parser
+from fastcore.docments import docments
 
-# %% ../nbs/cli.ipynb #04afa57f
+# %% ../nbs/cli.ipynb #4d22db46
 COMMANDS = {}
 def command(f):
     "Decorator: make a function a command of `ctxseg`"
     COMMANDS[f.__name__] = f
     return f
+
+def _parser(f):
+    "The options of a command, from its signature"
+    p = argparse.ArgumentParser(prog=f'ctxseg {f.__name__}', description=f.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    for k, v in docments(f, full=True, returns=False, eval_str=True).items():
+        has_default = v.default is not inspect.Parameter.empty
+        how = dict(nargs='*') if v.anno is list else dict(action='store_true') if v.anno is bool else dict(type=v.anno)
+        p.add_argument(f'--{k.replace("_", "-")}' if has_default else k, help=v.docment, **how, **(dict(default=v.default) if has_default else {}))
+    return p
 
 # %% ../nbs/cli.ipynb #4ef14449
 def _size(text):
@@ -146,20 +155,20 @@ def train(
 def _print_figures(figures):
     for k, v in figures.items(): print(f'{k:14}{100*v:6.1f}')
 
-# %% ../nbs/cli.ipynb #df411cbf
+# %% ../nbs/cli.ipynb #cbf1d123
 @command
 def experiment(
-    name: Param('one of the comparisons; without it, they are listed', str, nargs='?'),
+    names: list,              # of comparisons; without one, they are listed
     seeds: int = 3,           # seeds 0 to seeds-1
     path: str = None,         # folder of the data set, where one is needed
     weights: str = None,      # imagenet, or a safetensors file, where they are needed
     out: str = 'nbs/results', # folder of the JSON file
 ):
-    "Run a named comparison, or what is missing of it"
+    "Run named comparisons, or what is missing of them"
     from ctxseg_nb.analysis.compare import EXPERIMENTS, print_results, run_experiment
     import ctxseg_nb.analysis.experiments
-    if name is None: print('\n'.join(f'{e.name:14}{e.about}; {", ".join(e.arms)}' for e in EXPERIMENTS.values()))
-    else: print_results(run_experiment(name, seeds, out, **{k: v for k, v in dict(path=path, weights=weights).items() if v}))
+    if not names: print('\n'.join(f'{e.name:14}{e.about}; {", ".join(e.arms)}' for e in EXPERIMENTS.values()))
+    for name in names: print_results(run_experiment(name, seeds, out, **{k: v for k, v in dict(path=path, weights=weights).items() if v}))
 
 # %% ../nbs/cli.ipynb #a9d8a7df
 @command
@@ -182,10 +191,10 @@ def evaluate(
     counts = count_validation(net, dls)
     _print_figures({code: mean_iou_of(c[None]) for code, c in zip(dls.card.codes, counts.sum(0))} | figures_of(counts, dls.card))
 
-# %% ../nbs/cli.ipynb #a75c3121
+# %% ../nbs/cli.ipynb #49c0ed18
 @command
 def predict(
-    images: Param('pictures', str, nargs='+'),
+    images: list,              # files of pictures
     model: str = 'demo/model.safetensors',  # file that `demo` or `train` wrote
     out: str = 'predictions',  # folder
     size: str = None,          # the network sees the picture at this size: side, or height,width; the trained one where not given
@@ -193,6 +202,7 @@ def predict(
     "Segment pictures"
     from ctxseg_nb.data.datasets import load_image
     from ctxseg_nb.models.segmentor import load_model
+    if not images: raise ValueError('predict: expected at least one picture, found none')
     net, info = load_model(model)
     size = _size(size) if size else info['size']
     taken = set()
@@ -239,7 +249,7 @@ def data():
     print('scenes     embedded, drawn by the library; 24 classes')
     for name, ds in DATASETS.items(): print(f'{name:11}{ds.get}')
 
-# %% ../nbs/cli.ipynb #7e604c0c
+# %% ../nbs/cli.ipynb #25dcfca6
 def _usage(parser, message): raise ValueError(f'{message}; see {parser.prog} --help')
 
 def _help(): return 'usage: ctxseg COMMAND [options]\n\n' + '\n'.join(f'  {n:12}{f.__doc__}' for n, f in COMMANDS.items()) + '\n\nctxseg COMMAND --help lists its options'
@@ -248,8 +258,7 @@ def _run(argv):
     if not argv or argv[0] in ('-h', '--help'): return print(_help())
     name, *rest = argv
     if name not in COMMANDS: raise ValueError(f"no command '{name}'; there are {', '.join(COMMANDS)}")
-    args = vars(anno_parser(COMMANDS[name], prog=f'ctxseg {name}').parse_args(rest))
-    COMMANDS[name](**{k: v for k, v in args.items() if k not in ('pdb', 'xtra')})
+    COMMANDS[name](**vars(_parser(COMMANDS[name]).parse_args(rest)))
 
 # %% ../nbs/cli.ipynb #6d8e74df
 def main(

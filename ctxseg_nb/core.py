@@ -126,7 +126,7 @@ def real_data(
     if path.exists(): return path
     print(f'skipped: no {name} beside the project or in $CTXSEG_DATA')
 
-# %% ../nbs/00_core.ipynb #8eab6c6b
+# %% ../nbs/00_core.ipynb #0e847477
 def keep_memory(
     limit: int = 1 << 30,  # bytes: blocks up to here stay with the process when freed
 ) -> bool:  # whether the C library took the settings; False where it is not glibc
@@ -134,4 +134,5 @@ def keep_memory(
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
     try: mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError): return False
-    return bool(mallopt(M_MMAP_THRESHOLD, limit) and mallopt(M_TRIM_THRESHOLD, 2*limit - 1))
+    kept = any(mallopt(M_MMAP_THRESHOLD, n) for n in (limit, 1 << 25))  # older versions allow 32 MiB at most
+    return bool(kept and mallopt(M_TRIM_THRESHOLD, 2*limit - 1))

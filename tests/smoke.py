@@ -7,6 +7,7 @@ from pathlib import Path
 import fastai, fastcore, matplotlib, torch, torchvision
 from PIL import Image
 from ctxseg_nb.all import *
+from ctxseg_nb.cli import main
 
 matplotlib.use('agg')
 torch.set_num_threads(1)
@@ -25,6 +26,8 @@ with tempfile.TemporaryDirectory() as tmp:
     assert tuple(mask.shape[-2:]) == (64, 64), f'expected a mask of 64×64, found {tuple(mask.shape)}'
     save_model(learn.model, path, codes=dls.vocab)
     model, info = load_model(path)
+    code = main(['demo', '--epochs', '1', '--n-train', '16', '--n-valid', '5', '--size', '48', '--out', tmp])
+    assert code == 0, f'ctxseg demo ended with {code}'
 
 x = torch.randn(2, 3, 33, 47)
 with torch.no_grad(): before, after = learn.model.eval()(x), model.eval()(x)

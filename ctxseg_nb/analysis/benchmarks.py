@@ -11,11 +11,11 @@ from typing import Callable
 # %% auto #0
 __all__ = ['TRAINING_STEP', 'side_by_side', 'seconds_of', 'seconds_in_process', 'memory_benchmark']
 
-# %% ../../nbs/analysis/53_benchmarks.ipynb #82bcc7fb
+# %% ../../nbs/analysis/53_benchmarks.ipynb #96da9193
 def side_by_side(
     a: Callable[[], float],  # does the thing one way and returns its seconds
     b: Callable[[], float],  # the other way
-    rounds: int = 5,
+    rounds: int = 5,         # how often each
 ) -> dict[str, float]:  # 'a', 'b': median seconds; 'ratio': median of a/b, 'low', 'high': its range
     "Time two ways in turn"
     pairs = [(a(), b()) for _ in range(rounds)]
@@ -36,16 +36,16 @@ def seconds_of(
     for _ in range(n): f()
     wait(); return (time.perf_counter() - start)/n
 
-# %% ../../nbs/analysis/53_benchmarks.ipynb #9ee6a8b0
+# %% ../../nbs/analysis/53_benchmarks.ipynb #53f1e5b6
 def seconds_in_process(
     code: str,  # Python that prints seconds as its last line
 ) -> float:
     "Run `code` in a fresh interpreter and read the number it prints; `RuntimeError` with its last words where it fails"
     run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-    if run.returncode: raise RuntimeError(run.stderr.strip().splitlines()[-1])
+    if run.returncode: raise RuntimeError((run.stderr.strip().splitlines() or [f'exit code {run.returncode}'])[-1])
     return float(run.stdout.split()[-1])
 
-# %% ../../nbs/analysis/53_benchmarks.ipynb #e9d29935
+# %% ../../nbs/analysis/53_benchmarks.ipynb #f498e8e1
 TRAINING_STEP = '''
 import torch
 from ctxseg_nb.analysis.benchmarks import seconds_of
@@ -62,7 +62,7 @@ def memory_benchmark(
     bs: int = 16,     # pictures a batch
     size: int = 96,   # pixels
     n: int = 6,       # steps a measurement
-    rounds: int = 3,
+    rounds: int = 3,  # pairs of measurements
 ) -> dict[str, float]:  # of `side_by_side`: a returns memory, b keeps it
     "A training step of FCN on the CPU, with freed memory returned and kept"
     def way(keep): return lambda: seconds_in_process(TRAINING_STEP.format(keep=keep, bs=bs, size=size, n=n))

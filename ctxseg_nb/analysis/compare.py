@@ -17,11 +17,11 @@ from ..core import IGNORE, atomic_write
 __all__ = ['EXPERIMENTS', 'image_counts', 'mean_iou_of', 'paired_bootstrap', 'Experiment', 'register_experiment', 'surroundings',
            'read_results', 'run_experiment', 'summary', 'print_results', 'plot_results']
 
-# %% ../../nbs/analysis/50_compare.ipynb #fa65f1db
+# %% ../../nbs/analysis/50_compare.ipynb #61780d6a
 def image_counts(
     pred: torch.Tensor,    # (B, H, W) labels
     target: torch.Tensor,  # (B, H, W) labels, `IGNORE` left out
-    n_classes: int,
+    n_classes: int,        # K
 ) -> torch.Tensor:  # (B, K, 3) long: pixels right, predicted, true
     "What a mean IoU over any choice of these images is made of"
     b = len(pred)
@@ -40,12 +40,12 @@ def mean_iou_of(
     union = pred + true - right
     with np.errstate(invalid='ignore'): return np.nanmean(np.where(union > 0, right/union, np.nan), axis=-1)
 
-# %% ../../nbs/analysis/50_compare.ipynb #bd99ccbd
+# %% ../../nbs/analysis/50_compare.ipynb #b22ae130
 def paired_bootstrap(
     a: np.ndarray,     # (S, n, K, 3) counts of a model: S seeds, n images
     b: np.ndarray,     # (S', n, K, 3) of the other, same images in the same order
-    draws: int = 1000,
-    seed: int = 0,
+    draws: int = 1000,  # of n images with replacement
+    seed: int = 0,     # of the draws
 ) -> dict[str, float]:  # 'difference', 'low', 'high' in mIoU, 'wins': share of the draws in which a is ahead
     "mIoU of `a` minus that of `b`, mean over seeds, with its 95 % interval over the choice of images"
     if a.shape[1:] != b.shape[1:]: raise ValueError(f'counts of the same images expected, found {a.shape[1:]} and {b.shape[1:]}')
@@ -56,7 +56,7 @@ def paired_bootstrap(
     whole = np.mean(mean_iou_of(a.sum(1))) - np.mean(mean_iou_of(b.sum(1)))
     return dict(difference=float(whole), low=float(np.quantile(d, .025)), high=float(np.quantile(d, .975)), wins=float((d > 0).mean()))
 
-# %% ../../nbs/analysis/50_compare.ipynb #a436ddae
+# %% ../../nbs/analysis/50_compare.ipynb #92916bb4
 @dataclass(frozen=True)
 class Experiment:
     "A named comparison: every arm with every seed"
@@ -69,7 +69,10 @@ class Experiment:
     needs: dict[str, str] = field(default_factory=dict)  # inputs that must be given, and what they are: {'path': 'the CamVid folder'}
 
 EXPERIMENTS: dict[str, Experiment] = {}
-def register_experiment(experiment: Experiment): EXPERIMENTS[experiment.name] = experiment; return experiment
+def register_experiment(experiment: Experiment):
+    "Make a comparison known by its name"
+    EXPERIMENTS[experiment.name] = experiment
+    return experiment
 
 # %% ../../nbs/analysis/50_compare.ipynb #d96dde8e
 def surroundings() -> dict[str, str | int]:
@@ -95,7 +98,7 @@ def read_results(
 def _write(file, results):
     with atomic_write(file) as tmp: tmp.write_text(json.dumps(results, indent=1) + '\n')
 
-# %% ../../nbs/analysis/50_compare.ipynb #706591b8
+# %% ../../nbs/analysis/50_compare.ipynb #9bd87048
 def _begin(ex, file):
     "The results so far; other settings than the file's are an error, so that nothing is mixed"
     new = dict(name=ex.name, about=ex.about, settings=ex.settings, arms=ex.arms, baseline=ex.baseline, runs=[])
@@ -104,17 +107,17 @@ def _begin(ex, file):
     for part in ('settings', 'arms'):
         if old[part] != json.loads(json.dumps(new[part])):
             raise ValueError(f'{file}: has other {part} than the experiment {ex.name!r} now: {old[part]} there, {new[part]} here; move the file away to start anew')
-    return {**new, 'runs': old['runs']}
+    return new | {k: old[k] for k in ('runs', 'against') if k in old}
 
 def _counts_file(work, ex, arm, seed): return Path(work)/ex.name/f'{arm}-{seed}.npz'
 
-# %% ../../nbs/analysis/50_compare.ipynb #d1ad83e9
+# %% ../../nbs/analysis/50_compare.ipynb #7000d376
 def run_experiment(
     name: str,                # one of `EXPERIMENTS`
     seeds: int = 3,           # seeds 0 ... seeds-1
     out: str | Path = 'nbs/results',  # folder of the JSON file
     work: str | Path = '.cache/experiments',  # folder of the counts, image by image
-    report: Callable = print,
+    report: Callable = print,  # is told each finished run in a line
     **inputs,                 # what the experiment `needs`: where data and weights lie on this machine
 ) -> dict:  # the results, as `read_results` gives them
     "Run all arms with all seeds, or those that are missing, and write `out`/`name`.json after each"
@@ -129,11 +132,11 @@ def run_experiment(
         results['runs'].append(_one_run(ex, arm, seed, inputs, work))
         _write(file, results)
         report(f'{arm} seed {seed}: ' + '  '.join(f'{k} {100*v:.1f}' for k, v in results['runs'][-1]['figures'].items()))
-    results['against'] = _against(ex, seeds, work)
+    results['against'] = results.get('against', {}) | _against(ex, results['runs'], work)
     _write(file, results)
     return results
 
-# %% ../../nbs/analysis/50_compare.ipynb #430d9786
+# %% ../../nbs/analysis/50_compare.ipynb #df945e02
 def _one_run(ex, arm, seed, inputs, work):
     start, counts_file = time.perf_counter(), _counts_file(work, ex, arm, seed)
     figures, counts = ex.run(seed, **inputs, **ex.settings, **ex.arms[arm])
@@ -142,12 +145,11 @@ def _one_run(ex, arm, seed, inputs, work):
     figures = {k: round(float(v), 5) for k, v in figures.items()}
     return dict(arm=arm, seed=seed, figures=figures, seconds=round(time.perf_counter() - start), made_with=surroundings())
 
-def _against(ex, seeds, work):
-    "Paired bootstrap of every arm against the baseline, over the seeds whose counts are at hand"
-    def load(arm): return [np.load(f)['counts'] for s in range(seeds) if (f := _counts_file(work, ex, arm, s)).exists()]
-    loaded = {arm: load(arm) for arm in ex.arms}
-    return {arm: paired_bootstrap(np.stack(c), np.stack(loaded[ex.baseline])) for arm, c in loaded.items()
-            if c and loaded[ex.baseline] and arm != ex.baseline}
+def _against(ex, runs, work):
+    "Paired bootstrap of every arm against the baseline, where the counts of all their runs are at hand"
+    files = {arm: [_counts_file(work, ex, arm, r['seed']) for r in runs if r['arm'] == arm] for arm in ex.arms}
+    counts = {arm: np.stack([np.load(f)['counts'] for f in fs]) for arm, fs in files.items() if fs and all(f.exists() for f in fs)}
+    return {arm: paired_bootstrap(c, counts[ex.baseline]) for arm, c in counts.items() if arm != ex.baseline and ex.baseline in counts}
 
 # %% ../../nbs/analysis/50_compare.ipynb #d5a3e645
 def summary(

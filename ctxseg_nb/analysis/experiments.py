@@ -40,7 +40,7 @@ def figures_of(
     figures = dict(miou=mean_iou_of(total), pixel_acc=total[:, 0].sum()/total[:, 2].sum())
     return figures | {name: mean_iou_of(total, labels) for name, labels in card.groups.items()}
 
-# %% ../../nbs/analysis/52_experiments.ipynb #41129fd0
+# %% ../../nbs/analysis/52_experiments.ipynb #2fca1d08
 def train_arm(
     dls,           # `DataLoaders` with a `card`
     seed: int,     # of initial weights, order and augmentation
@@ -55,15 +55,15 @@ def train_arm(
     counts = count_validation(learn.model, dls)
     return figures_of(counts, dls.card), counts
 
-def scenes_arm(seed, model, epochs, lr, bs=16, size=96, n_train=600, n_valid=200, **options):
+def scenes_arm(seed, model, epochs, lr, bs, size, n_train, n_valid, **options):
     "An arm on the embedded scenes; the scenes are the same for every seed"
     set_seed(seed, reproducible=True)
     return train_arm(scenes_dls(n_train, n_valid, size, bs), seed, model, epochs, lr, **options)
 
-# %% ../../nbs/analysis/52_experiments.ipynb #01b0ee2d
+# %% ../../nbs/analysis/52_experiments.ipynb #5de3d971
 DATASETS = dict(camvid=CamVid, ccp=ClothingCoParsing)  # on disk, by their names on the command line
 
-def photos_arm(seed, path, weights, data, model, epochs, lr, size, bs=8, **dataset_options):
+def photos_arm(seed, path, weights, data, model, epochs, lr, size, bs, **dataset_options):
     "An arm on photographs: SqueezeNet from ImageNet `weights`, the whole network trained, the head ten times as fast as the trunk"
     set_seed(seed, reproducible=True)
     dls = dataset_dls(DATASETS[data](path, **dataset_options), tuple(size), bs)
@@ -75,18 +75,18 @@ def frozen_photos_arm(seed, path, weights, data, model, size, min_photos=None, *
     ds = DATASETS[data](path, **({} if min_photos is None else dict(min_photos=min_photos)))
     return frozen_arm(seed, ds, tuple(size), model, weights, **options)
 
-# %% ../../nbs/analysis/52_experiments.ipynb #60ca6898
+# %% ../../nbs/analysis/52_experiments.ipynb #f89e5ae3
 CONTROLS = {name: dict(model=name) for name in ('fcn', 'gap', 'gap_local', 'fcn_wide')}
 PHOTOS = dict(path='the folder of the data set', weights="SqueezeNet's weights: a safetensors file, or 'imagenet'")
 
 register_experiment(Experiment('scenes', 'FCN and the simplest context on the embedded scenes', scenes_arm,
-    {k: CONTROLS[k] for k in ('fcn', 'gap')}, dict(epochs=25, lr=4e-3)))
+    {k: CONTROLS[k] for k in ('fcn', 'gap')}, dict(size=96, n_train=600, n_valid=200, bs=16, epochs=25, lr=4e-3)))
 register_experiment(Experiment('camvid', 'FCN on CamVid, street scenes at 240×180', photos_arm,
-    dict(fcn=dict(model='fcn')), dict(data='camvid', size=[180, 240], epochs=8, lr=4e-4), needs=PHOTOS))
+    dict(fcn=dict(model='fcn')), dict(data='camvid', size=[180, 240], bs=8, epochs=8, lr=2e-4), needs=PHOTOS))
 register_experiment(Experiment('ccp', 'FCN on Clothing Co-Parsing at 200×304, the 31 classes in at least 35 training photographs', photos_arm,
-    dict(fcn=dict(model='fcn')), dict(data='ccp', size=[304, 200], min_photos=35, epochs=8, lr=4e-4), needs=PHOTOS))
+    dict(fcn=dict(model='fcn')), dict(data='ccp', size=[304, 200], min_photos=35, bs=8, epochs=8, lr=2e-4), needs=PHOTOS))
 register_experiment(Experiment('ccp-frozen', 'Heads on frozen SqueezeNet features of Clothing Co-Parsing, 31 classes', frozen_photos_arm,
-    CONTROLS, dict(data='ccp', size=[304, 200], min_photos=35, epochs=10, lr=2e-3), needs=PHOTOS));
+    CONTROLS, dict(data='ccp', size=[304, 200], min_photos=35, bs=16, epochs=10, lr=2e-3), needs=PHOTOS));
 
 # %% ../../nbs/analysis/52_experiments.ipynb #64087a48
 def gap_closed(

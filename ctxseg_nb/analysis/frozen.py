@@ -32,16 +32,16 @@ def picture(
     small = np.asarray(Image.fromarray(im).resize(size[::-1], Image.BILINEAR))
     return ((torch.from_numpy(small.copy()).permute(2, 0, 1).float()/255 - mean)/std)[None]
 
-# %% ../../nbs/analysis/51_frozen.ipynb #ac86be65
+# %% ../../nbs/analysis/51_frozen.ipynb #1147a1bd
 def _checksum(tensors): return zlib.crc32(b''.join(t.detach().cpu().contiguous().numpy().tobytes() for t in tensors))
 
 def fingerprint(
     ds,                     # a `SegDataset`
-    split: str,
+    split: str,             # 'train' or 'val', say
     size: tuple[int, int],  # (H, W), pixels
-    backbone: nn.Module,
+    backbone: nn.Module,    # gives the features
 ) -> str:
-    "A name for the features of a split that changes with everything they depend on"
+    "A name for the features of a split, which changes with each of these, with the pictures' names and with the weights"
     pictures = zlib.crc32(' '.join(Path(p).name for p, _ in ds.split(split)).encode())
     state = [v for k, v in sorted(backbone.state_dict().items())]
     return f'{ds.card.name}{ds.card.n_classes}-{split}-{size[0]}x{size[1]}-{pictures:08x}-{_checksum(state):08x}'
@@ -61,10 +61,10 @@ def _write_features(file, ds, pairs, size, backbone):
 
 def _read_mask(ds, path, size): return np.asarray(Image.fromarray(ds.read_mask(path)).resize(size[::-1], Image.NEAREST))
 
-# %% ../../nbs/analysis/51_frozen.ipynb #0d69af05
+# %% ../../nbs/analysis/51_frozen.ipynb #bc384c45
 def frozen_features(
     ds,                     # a `SegDataset`
-    split: str,
+    split: str,             # 'train' or 'val', say
     size: tuple[int, int],  # (H, W), pixels
     backbone: nn.Module,    # its last map is kept
     folder: str | Path,     # of the files
@@ -101,10 +101,15 @@ class OnFeatures(nn.Module):
         logits = F.interpolate(out['logits'], size, mode='bilinear', align_corners=False)
         return out | dict(logits=logits) if self.training else logits
 
-# %% ../../nbs/analysis/51_frozen.ipynb #7f882bf1
+# %% ../../nbs/analysis/51_frozen.ipynb #b6359aab
 class FeatureSet:
     "Item i: map (C, h, w) of picture i or of its mirror image, by the toss of a coin, and its labels at a quarter of the size"
-    def __init__(self, maps, masks): self.maps, self.masks = maps, torch.from_numpy(masks)
+    def __init__(self,
+        maps: np.ndarray,   # (n, 2, C, h, w) float16
+        masks: np.ndarray,  # (n, H, W) uint8 labels
+    ):
+        self.maps, self.masks = maps, torch.from_numpy(masks)
+
     def __len__(self): return len(self.maps)
     def __getitem__(self, i):
         mirror = int(torch.randint(2, ()))
@@ -120,13 +125,13 @@ def present_only(
     counts = image_counts(target, target, logits.shape[1])[..., 2]
     return logits.masked_fill((counts == 0)[:, :, None, None], -torch.inf)
 
-# %% ../../nbs/analysis/51_frozen.ipynb #8318d678
+# %% ../../nbs/analysis/51_frozen.ipynb #a9f577e3
 @torch.inference_mode()
 def score_features(
     net: nn.Module,     # `OnFeatures`
     maps: np.ndarray,   # (n, 2, C, h, w) float16
-    masks: np.ndarray,  # (n, H, W)
-    n_classes: int,
+    masks: np.ndarray,  # (n, H, W) uint8 labels
+    n_classes: int,     # K
     change=lambda logits, target: logits,  # done to the logits first, `present_only` say
 ) -> np.ndarray:  # (n, K, 3) counts
     "Counts at full resolution, image by image"
@@ -137,19 +142,21 @@ def score_features(
         counts.append(image_counts(change(net(x), y).argmax(1), y, n_classes))
     return torch.cat(counts).numpy()
 
-# %% ../../nbs/analysis/51_frozen.ipynb #a0f8d499
+# %% ../../nbs/analysis/51_frozen.ipynb #dc858dc2
 class NoValidation(Callback):
     "Skip the validation pass of every epoch"
     def before_validate(self): raise CancelValidException
 
-def adamw(params, lr, wd=.05, **kwargs): return OptimWrapper(params, torch.optim.AdamW, lr=lr, weight_decay=wd)
+def adamw(params, lr, wd=.05, **kwargs):
+    "torch's AdamW for a fastai `Learner`"
+    return OptimWrapper(params, torch.optim.AdamW, lr=lr, weight_decay=wd)
 
 def train_head(
     model: nn.Module,    # a `Segmentor`, whose head is trained
     maps: np.ndarray,    # (n, 2, C, h, w) float16
-    masks: np.ndarray,   # (n, H, W)
-    n_classes: int,
-    epochs: int = 10,
+    masks: np.ndarray,   # (n, H, W) uint8 labels
+    n_classes: int,      # K
+    epochs: int = 10,    # passes over the pictures, each time mirrored or not
     lr: float = 2e-3,    # at the top of the one-cycle schedule
     bs: int = 16,        # images a batch
 ) -> OnFeatures:
@@ -161,15 +168,15 @@ def train_head(
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
     return learn.model
 
-# %% ../../nbs/analysis/51_frozen.ipynb #6c538c66
+# %% ../../nbs/analysis/51_frozen.ipynb #a3871aad
 def frozen_arm(
     seed: int,             # of initial weights, order and mirroring
     ds,                    # a `SegDataset`
     size: tuple[int, int], # (H, W), pixels
     model: str,            # name of the model whose head is trained
     weights: str | Path = 'imagenet',   # of SqueezeNet: 'imagenet', or a safetensors file
-    folder: str | Path = '.cache/features',
-    splits: tuple[str, str] = ('train', 'val'),
+    folder: str | Path = '.cache/features',  # of the stored features
+    splits: tuple[str, str] = ('train', 'val'),  # to train on, to score on
     **options,             # to `train_head`
 ) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
     "Train a head on frozen SqueezeNet features of `ds` and score it, plain and with the classes that are present given away"

@@ -28,8 +28,9 @@ def wave(t):
     u = f % .5
     return np.where(f < .5, 1, -1).astype(f4)*16*u*(.5 - u)
 
-# %% ../../nbs/data/00_canvas.ipynb #8513a152
+# %% ../../nbs/data/00_canvas.ipynb #a512e41d
 def blend(t):
+    "The cell of the grid that `t` lies in, and how far in, 0..1, with a soft start and end"
     i = t.astype(int)
     f = (t - i).astype(f4)
     return i, f*f*(3 - 2*f)

@@ -206,10 +206,10 @@ def _distance(scene) -> np.ndarray:
 
 Scene.distance = cached_property(_distance); Scene.distance.__set_name__(Scene, 'distance')
 
-# %% ../../nbs/data/01_scenes.ipynb #54e3ffb4
+# %% ../../nbs/data/01_scenes.ipynb #9ce50dba
 def through_grid(
     mask: np.ndarray,  # (H, W) labels
-    n_classes: int,
+    n_classes: int,    # K
     stride: int = 4,   # pixels a grid cell
 ) -> np.ndarray:  # (H, W) labels
     "About the best mask that a network of this output stride can give: shares of each cell as logits, interpolated, the largest wins"
@@ -217,7 +217,7 @@ def through_grid(
     logits = (shares + .05).log() - .1*shares.mean((2, 3), keepdim=True).clamp(min=1e-4).log()
     return F.interpolate(logits, mask.shape, mode='bilinear', align_corners=False)[0].argmax(0).numpy()
 
-# %% ../../nbs/data/01_scenes.ipynb #237b1ae8
+# %% ../../nbs/data/01_scenes.ipynb #654c0d41
 def window_confusions(
     scenes,            # of `Scene`
     radius: float,     # of the window, pixels
@@ -230,9 +230,12 @@ def window_confusions(
         for j in (0, 1): cms[j] += np.bincount((scene.mask.astype(int)*k + answer)[know == j], minlength=k*k)
     return cms.reshape(2, k, k)
 
-def _iou(cm): return np.diag(cm)/np.maximum(cm.sum(0) + cm.sum(1) - np.diag(cm), 1)
+def _iou(cm):
+    "IoU of each class, nan for a class that does not occur"
+    union = cm.sum(0) + cm.sum(1) - np.diag(cm)
+    return np.where(union > 0, np.diag(cm), np.nan)/np.maximum(union, 1)
 
-# %% ../../nbs/data/01_scenes.ipynb #4c42573c
+# %% ../../nbs/data/01_scenes.ipynb #2eefc13c
 def ceiling(
     scenes,               # of `Scene`
     radius: float = inf,  # of the window, pixels; inf: the whole picture
@@ -247,5 +250,5 @@ def ceiling(
             cm = know + guess
             cm[:, family] = know[:, family] + guess[:, family].sum(1, keepdims=True)*np.array(q)/10
             return _iou(cm)[family]
-        best[family] = max(map(score, strategies), key=np.mean) if guess[:, family].any() else best[family]
-    return {name: float(best[list(labels)].mean()) for name, labels in GROUPS.items()} | {'all': float(best.mean())}
+        best[family] = max(map(score, strategies), key=np.nanmean) if guess[:, family].any() else best[family]
+    return {name: float(np.nanmean(best[list(labels)])) for name, labels in GROUPS.items()} | {'all': float(np.nanmean(best))}

@@ -157,9 +157,9 @@ def fcn(
     "The fully convolutional baseline"
     return create_model('fcn', n_classes, backbone, **kwargs)
 
-# %% ../../nbs/models/11_segmentor.ipynb #af7936cf
+# %% ../../nbs/models/11_segmentor.ipynb #e13a23bd
 def param_groups(
-    model: Segmentor,
+    model: Segmentor,  # or any module with a `backbone`
 ) -> list[list[nn.Parameter]]:  # the backbone's, all others
     "Parameters of the backbone and of the heads"
     return [[p for n, p in model.named_parameters() if n.startswith('backbone.') == b] for b in (True, False)]

@@ -15,13 +15,13 @@ from .metrics import segmentation_metrics
 # %% auto #0
 __all__ = ['RECIPES', 'poly', 'head_first', 'training_counts', 'LossParts', 'segmentation_learner']
 
-# %% ../../nbs/training/33_learner.ipynb #0c116416
+# %% ../../nbs/training/33_learner.ipynb #3c109700
 def poly(
     t,             # step, 0..T
     T,             # number of steps
     power: float = 0.9,  # 1 is a straight line to zero
 ) -> float:  # factor of the learning rate, 1..0
-    "The share of the learning rate at step `t` of `T`: (1 - t/T)^power (Liu et al. 2015, ParseNet)"
+    "The share of the learning rate at step `t` of `T`: (1 - t/T)^power (Liu et al. 2016, ParseNet)"
     return max(0., 1 - t/T)**power
 
 # %% ../../nbs/training/33_learner.ipynb #4bb9fa02
@@ -92,9 +92,11 @@ class LossParts(Callback):
     def after_fit(self):
         if self.parts: self.recorder.parts = self.parts
 
-# %% ../../nbs/training/33_learner.ipynb #ee59b97a
+# %% ../../nbs/training/33_learner.ipynb #f637711b
 @patch
-def plot_parts(self: Recorder, ax=None):
+def plot_parts(self: Recorder,
+    ax=None,  # matplotlib axes; new ones where not given
+):
     "Draw the value of each part of the loss, unweighted, over the steps of the last fit"
     ax = ax or plt.subplots(figsize=(5, 2.5))[1]
     for name, values in self.parts.items(): ax.plot(values, label=name)

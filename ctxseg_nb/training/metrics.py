@@ -118,10 +118,14 @@ class ConfusionMatrix(Metric):
     @property
     def name(self): return 'confusion'
 
-# %% ../../nbs/training/31_metrics.ipynb #44453004
+# %% ../../nbs/training/31_metrics.ipynb #552e0fbd
 class MatrixMetric(Metric):
     "A number read off a confusion matrix. Metrics with the same `matrix` share its counts: the last one to be reset counts, all read"
-    def __init__(self, name, read, matrix=None):
+    def __init__(self,
+        name: str,  # in fastai's table
+        read,       # (K, K) counts -> scalar tensor
+        matrix: ConfusionMatrix | None = None,  # one of its own where not given; so for all metrics below
+    ):
         self._name, self.read, self.matrix = name, read, ConfusionMatrix() if matrix is None else matrix
 
     def reset(self): self.matrix.reset(owner=self)
@@ -151,10 +155,14 @@ class MIoU(MatrixMetric):
     def __init__(self, background: int | None = None, matrix: ConfusionMatrix | None = None):
         super().__init__('miou', partial(mean_iou, background=background), matrix)
 
-# %% ../../nbs/training/31_metrics.ipynb #eb58e364
+# %% ../../nbs/training/31_metrics.ipynb #c071078b
 class GroupIoU(MatrixMetric):
     "Mean IoU of a group of classes"
-    def __init__(self, name: str, labels, matrix: ConfusionMatrix | None = None):
+    def __init__(self,
+        name: str,  # in fastai's table
+        labels,     # of the group
+        matrix: ConfusionMatrix | None = None,
+    ):
         super().__init__(name, partial(mean_iou, classes=tuple(labels)), matrix)
 
 class ClassIoU(GroupIoU):
