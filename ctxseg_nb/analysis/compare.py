@@ -98,16 +98,16 @@ def read_results(
 def _write(file, results):
     with atomic_write(file) as tmp: tmp.write_text(json.dumps(results, indent=1) + '\n')
 
-# %% ../../nbs/analysis/50_compare.ipynb #9bd87048
+# %% ../../nbs/analysis/50_compare.ipynb #02c67919
 def _begin(ex, file):
-    "The results so far; other settings than the file's are an error, so that nothing is mixed"
+    "The results so far. Arms may have been added since; other settings than the file's are an error, so that nothing is mixed"
     new = dict(name=ex.name, about=ex.about, settings=ex.settings, arms=ex.arms, baseline=ex.baseline, runs=[])
     if not file.exists(): return new
-    old = read_results(file)
-    for part in ('settings', 'arms'):
-        if old[part] != json.loads(json.dumps(new[part])):
-            raise ValueError(f'{file}: has other {part} than the experiment {ex.name!r} now: {old[part]} there, {new[part]} here; move the file away to start anew')
-    return new | {k: old[k] for k in ('runs', 'against') if k in old}
+    old, now = read_results(file), json.loads(json.dumps(new))
+    both = old['arms'].keys() & now['arms'].keys()
+    for part, there, here in [('settings', old['settings'], now['settings'])] + [(f'arm {a!r}', old['arms'][a], now['arms'][a]) for a in both]:
+        if there != here: raise ValueError(f'{file}: has another {part} than the experiment {ex.name!r} now: {there} there, {here} here; move the file away to start anew')
+    return new | dict(arms=old['arms'] | new['arms']) | {k: old[k] for k in ('runs', 'against') if k in old}
 
 def _counts_file(work, ex, arm, seed): return Path(work)/ex.name/f'{arm}-{seed}.npz'
 
