@@ -48,7 +48,7 @@ def _dls(data, path, size, bs, min_photos=0, **kwargs):
     if data == 'scenes': return scenes_dls(size=_size(size)[0], bs=bs, **kwargs)
     return dataset_dls(_open(data, path, min_photos), _size(size), bs, **kwargs)
 
-# %% ../nbs/cli.ipynb #1a8643b3
+# %% ../nbs/cli.ipynb #e9f8ab21
 def _curves(learn, file):
     "Training loss by step, metrics by epoch"
     import matplotlib.pyplot as plt
@@ -57,7 +57,7 @@ def _curves(learn, file):
     a.plot(rec.losses, lw=1); a.set(xlabel='step', ylabel='training loss')
     for name, values in zip(rec.metric_names[1:-1], zip(*rec.values)):
         if not name.endswith('_loss'): b.plot(range(1, len(values) + 1), [100*v for v in values], label=name, lw=1)
-    b.set(xlabel='epoch', ylabel='points of a hundred', ylim=(0, 100)); b.legend(fontsize=7)
+    b.set(xlabel='epoch', ylabel='points of a hundred', ylim=(0, 100)); b.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5))
     fig.savefig(file, dpi=110); plt.close(fig)
 
 def _predictions(model, dls, file, n=6):
