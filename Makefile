@@ -50,8 +50,10 @@ check-sync: $(DEV)
 	 test -z "$$stale" || { echo 'the lines with < are not what the notebooks give (>): run make sync'; exit 1; }
 	@rm -rf .sync
 
+# a process for each notebook, so that none leans on what another left behind
 check-notebooks: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(WORKERS) --timing
+	@find nbs -name '*.ipynb' -not -path '*/.*' | sort | OMP_NUM_THREADS=1 xargs -P $(WORKERS) -I NB \
+	 sh -c 'out=$$($(BIN)/nbdev_test --path NB --n_workers 0 2>&1) && echo "passed NB" || { echo "$$out"; echo "FAILED NB"; exit 1; }'
 
 check-smoke: $(DEV) $(NEWEST)
 	$(BIN)/python tests/smoke.py
