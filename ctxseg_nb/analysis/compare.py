@@ -30,7 +30,7 @@ def image_counts(
     def count(labels, where): return torch.bincount(image[where]*n_classes + labels[where], minlength=b*n_classes).view(b, n_classes)
     return torch.stack([count(target, valid & (pred == target)), count(pred, valid), count(target, valid)], -1)
 
-# %% ../../nbs/analysis/50_compare.ipynb #bc0279d6
+# %% ../../nbs/analysis/50_compare.ipynb #63331707
 def mean_iou_of(
     counts: np.ndarray,  # (..., K, 3): pixels right, predicted, true
     labels=None,         # classes to average over; all where not given
@@ -38,7 +38,7 @@ def mean_iou_of(
     "Mean IoU from summed counts; classes without any pixel do not enter"
     right, pred, true = np.moveaxis(np.asarray(counts, float)[..., list(labels) if labels is not None else slice(None), :], -1, 0)
     union = pred + true - right
-    with np.errstate(invalid='ignore'): return np.nanmean(np.where(union > 0, right/union, np.nan), axis=-1)
+    with np.errstate(invalid='ignore'): return np.where(union > 0, right/union, 0).sum(-1)/(union > 0).sum(-1)
 
 # %% ../../nbs/analysis/50_compare.ipynb #b22ae130
 def paired_bootstrap(
@@ -111,27 +111,36 @@ def _begin(ex, file):
 
 def _counts_file(work, ex, arm, seed): return Path(work)/ex.name/f'{arm}-{seed}.npz'
 
-# %% ../../nbs/analysis/50_compare.ipynb #7000d376
+# %% ../../nbs/analysis/50_compare.ipynb #506321a1
+def _experiment(name, arms, inputs):
+    "An experiment by name; `ValueError` where it, one of the arms or an input is missing"
+    if name not in EXPERIMENTS: raise ValueError(f'no experiment {name!r}; there are {", ".join(EXPERIMENTS)}')
+    ex = EXPERIMENTS[name]
+    for arm in arms or ():
+        if arm not in ex.arms: raise ValueError(f'the experiment {name!r} has no arm {arm!r}; there are {", ".join(ex.arms)}')
+    for k, what in ex.needs.items():
+        if inputs.get(k) is None: raise ValueError(f'the experiment {name!r} needs {what}: --{k}')
+    return ex
+
+# %% ../../nbs/analysis/50_compare.ipynb #c93ad947
 def run_experiment(
     name: str,                # one of `EXPERIMENTS`
     seeds: int = 3,           # seeds 0 ... seeds-1
     out: str | Path = 'nbs/results',  # folder of the JSON file
     work: str | Path = '.cache/experiments',  # folder of the counts, image by image
+    arms=None,                # names of the arms to run; all where not given
     report: Callable = print,  # is told each finished run in a line
     **inputs,                 # what the experiment `needs`: where data and weights lie on this machine
 ) -> dict:  # the results, as `read_results` gives them
-    "Run all arms with all seeds, or those that are missing, and write `out`/`name`.json after each"
-    if name not in EXPERIMENTS: raise ValueError(f'no experiment {name!r}; there are {", ".join(EXPERIMENTS)}')
-    ex = EXPERIMENTS[name]
-    for k, what in ex.needs.items():
-        if inputs.get(k) is None: raise ValueError(f'the experiment {name!r} needs {what}: --{k}')
-    file = Path(out)/f'{name}.json'
+    "Run arms with all seeds, or those that are missing, and write `out`/`name`.json after each"
+    ex, file = _experiment(name, arms, inputs), Path(out)/f'{name}.json'
+    for arm, seed in ((a, s) for s in range(seeds) for a in arms or ex.arms):
+        if (arm, seed) in {(r['arm'], r['seed']) for r in _begin(ex, file)['runs']}: continue
+        run = _one_run(ex, arm, seed, inputs, work)
+        results = _begin(ex, file)   # another process may have added other arms meanwhile
+        _write(file, results | dict(runs=results['runs'] + [run]))
+        report(f'{arm} seed {seed}: ' + '  '.join(f'{k} {100*v:.1f}' for k, v in run['figures'].items()))
     results = _begin(ex, file)
-    for arm, seed in ((a, s) for s in range(seeds) for a in ex.arms):
-        if any((r['arm'], r['seed']) == (arm, seed) for r in results['runs']): continue
-        results['runs'].append(_one_run(ex, arm, seed, inputs, work))
-        _write(file, results)
-        report(f'{arm} seed {seed}: ' + '  '.join(f'{k} {100*v:.1f}' for k, v in results['runs'][-1]['figures'].items()))
     results['against'] = results.get('against', {}) | _against(ex, results['runs'], work)
     _write(file, results)
     return results
@@ -160,19 +169,22 @@ def summary(
     def stats(v): return float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else float('nan'), len(v)
     return {arm: {k: stats([f[k] for f in runs]) for k in runs[0]} for arm, runs in by.items() if runs}
 
-# %% ../../nbs/analysis/50_compare.ipynb #e3c0ca20
+# %% ../../nbs/analysis/50_compare.ipynb #ba3dc106
 def print_results(
     results: dict,       # of `run_experiment`
     figures=None,        # names of the figures to print; all where not given
 ):
     "A table of mean ± standard deviation in points of a hundred, and the paired difference in mIoU to the baseline"
     rows, against = summary(results), results.get('against', {})
-    names = figures or list(next(iter(rows.values())))
-    print(f'{"":14}' + ''.join(f'{n:>15}' for n in names) + f'{"against " + results["baseline"]:>28}')
+    names = figures or list(dict.fromkeys(n for row in rows.values() for n in row))
+    wide = [max(15, len(n) + 3) for n in names]
+    print(f'{"":14}' + ''.join(f'{n:>{w}}' for n, w in zip(names, wide)) + f'{"against " + results["baseline"]:>28}')
     for arm, row in rows.items():
-        cells = ''.join(f'{100*row[n][0]:8.1f} ± {100*row[n][1]:4.1f}' if n in row else ' '*15 for n in names)
+        cells = ''.join(f'{_mean_and_spread(*row[n]) if n in row else "":>{w}}' for n, w in zip(names, wide))
         d = against.get(arm)
         print(f'{arm:14}{cells}' + (f'{100*d["difference"]:+10.1f}  [{100*d["low"]:+.1f}, {100*d["high"]:+.1f}]' if d else ''))
+
+def _mean_and_spread(mean, spread, n): return f'{100*mean:.1f}' + (f' ± {100*spread:4.1f}' if n > 1 else ' '*7)
 
 # %% ../../nbs/analysis/50_compare.ipynb #17e2fc91
 def plot_results(

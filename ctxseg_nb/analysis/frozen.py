@@ -168,12 +168,13 @@ def train_head(
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
     return learn.model
 
-# %% ../../nbs/analysis/51_frozen.ipynb #a3871aad
+# %% ../../nbs/analysis/51_frozen.ipynb #dc875b6e
 def frozen_arm(
     seed: int,             # of initial weights, order and mirroring
     ds,                    # a `SegDataset`
     size: tuple[int, int], # (H, W), pixels
     model: str,            # name of the model whose head is trained
+    head: dict | None = None,  # options of the head
     weights: str | Path = 'imagenet',   # of SqueezeNet: 'imagenet', or a safetensors file
     folder: str | Path = '.cache/features',  # of the stored features
     splits: tuple[str, str] = ('train', 'val'),  # to train on, to score on
@@ -182,7 +183,7 @@ def frozen_arm(
     "Train a head on frozen SqueezeNet features of `ds` and score it, plain and with the classes that are present given away"
     set_seed(seed, reproducible=True)
     k = ds.card.n_classes
-    net = create_model(model, k, 'squeezenet1_0', backbone_options=dict(weights=weights))
+    net = create_model(model, k, 'squeezenet1_0', backbone_options=dict(weights=weights), **(head or {}))
     (maps, masks), (vmaps, vmasks) = (frozen_features(ds, s, size, net.backbone, folder) for s in splits)
     trained = train_head(net, maps, masks, k, **options)
     counts = score_features(trained, vmaps, vmasks, k)
