@@ -12,7 +12,7 @@ import numpy as np
 
 # %% auto #0
 __all__ = ['IGNORE', 'IMAGENET_STATS', 'VOID_COLOUR', 'Card', 'palette', 'colorize', 'show_rows', 'legend', 'atomic_write',
-           'real_data', 'keep_memory']
+           'check_labels', 'real_data', 'keep_memory']
 
 # %% ../nbs/00_core.ipynb #290a87b6
 IGNORE = 255  # label of void pixels, in every mask of this library
@@ -114,6 +114,20 @@ def atomic_write(
     except OSError as e: raise OSError(e.errno, f'cannot write {path}: {e.strerror or e}') from e
     finally:
         if tmp: tmp.unlink(missing_ok=True)
+
+# %% ../nbs/00_core.ipynb #854095db
+def check_labels(
+    labels,            # tensor or array of integers, any shape
+    n_classes: int,        # K
+    ignore_index: int | None = IGNORE,  # label of void pixels, allowed too; none where not given
+    name: str = 'target',  # what to call `labels` in the error
+):
+    "Raise `ValueError` when a label is neither in 0..K-1 nor void"
+    bad = (labels < 0) | (labels >= n_classes)
+    if ignore_index is not None: bad &= labels != ignore_index
+    if not bad.any(): return
+    void = '' if ignore_index is None else f' and not void ({ignore_index})'
+    raise ValueError(f'{name} has label {labels[bad][0].item()}, outside 0..{n_classes - 1} of {n_classes} classes{void}')
 
 # %% ../nbs/00_core.ipynb #f286b141
 def real_data(
