@@ -11,19 +11,26 @@ from .data.scenes import *
 from .data.datasets import *
 from .data.blocks import *
 
-# %% ../nbs/all.ipynb #6c5ecc52
+# %% ../nbs/all.ipynb #5210ec9f
 from .models.backbones import *
 from .models.segmentor import *
+from .models.hosts import *
+from .models.encnet import *
+from .models.encnet_cifar import *
+from .models.cfnet import *
 
-# %% ../nbs/all.ipynb #5fa1dfe7
+# %% ../nbs/all.ipynb #e7624088
 from .training.losses import *
 from .training.metrics import *
 from .training.checkpoint import *
 from .training.learner import *
+from .training.cifar import *
+from .inference.multiscale import *
 from .analysis.compare import *
 from .analysis.frozen import *
 from .analysis.experiments import *
 from .analysis.benchmarks import *
+from .analysis.widgets import *
 
 # %% ../nbs/all.ipynb #daf077de
 __all__ = [name for name in globals() if not name.startswith('_')]

@@ -9,7 +9,8 @@ from statistics import median
 from typing import Callable
 
 # %% auto #0
-__all__ = ['TRAINING_STEP', 'side_by_side', 'seconds_of', 'seconds_in_process', 'memory_benchmark']
+__all__ = ['TRAINING_STEP', 'NAIVE_ENCODE', 'ENCODING_STEP', 'side_by_side', 'seconds_of', 'number_in_process',
+           'memory_benchmark', 'encoding_benchmark']
 
 # %% ../../nbs/analysis/53_benchmarks.ipynb #96da9193
 def side_by_side(
@@ -36,16 +37,16 @@ def seconds_of(
     for _ in range(n): f()
     wait(); return (time.perf_counter() - start)/n
 
-# %% ../../nbs/analysis/53_benchmarks.ipynb #53f1e5b6
-def seconds_in_process(
-    code: str,  # Python that prints seconds as its last line
+# %% ../../nbs/analysis/53_benchmarks.ipynb #d565e15a
+def number_in_process(
+    code: str,  # Python that prints a number as its last word
 ) -> float:
     "Run `code` in a fresh interpreter and read the number it prints; `RuntimeError` with its last words where it fails"
     run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     if run.returncode: raise RuntimeError((run.stderr.strip().splitlines() or [f'exit code {run.returncode}'])[-1])
     return float(run.stdout.split()[-1])
 
-# %% ../../nbs/analysis/53_benchmarks.ipynb #f498e8e1
+# %% ../../nbs/analysis/53_benchmarks.ipynb #b6ac87e2
 TRAINING_STEP = '''
 import torch
 from ctxseg_nb.analysis.benchmarks import seconds_of
@@ -65,5 +66,45 @@ def memory_benchmark(
     rounds: int = 3,  # pairs of measurements
 ) -> dict[str, float]:  # of `side_by_side`: a returns memory, b keeps it
     "A training step of FCN on the CPU, with freed memory returned and kept"
-    def way(keep): return lambda: seconds_in_process(TRAINING_STEP.format(keep=keep, bs=bs, size=size, n=n))
+    def way(keep): return lambda: number_in_process(TRAINING_STEP.format(keep=keep, bs=bs, size=size, n=n))
     return side_by_side(way(False), way(True), rounds)
+
+# %% ../../nbs/analysis/53_benchmarks.ipynb #eecaa8a1
+NAIVE_ENCODE = '''
+def encode(x, d, s):
+    r = x.mT[:, :, None] - d                  # (B, N, K, C)
+    a = (-s*r.square().sum(3)).softmax(2)     # (B, N, K)
+    return (a[..., None]*r).sum(1)
+'''
+ENCODING_STEP = '''
+import resource, torch
+from ctxseg_nb.core import keep_memory
+from ctxseg_nb.analysis.benchmarks import seconds_of
+from ctxseg_nb.models.encnet import encode
+{naive}
+torch.set_num_threads({threads})
+if not {memory}: keep_memory()   # the faster way for both; the peak is that of a plain process
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024   # MiB
+before = peak()
+x, d, s = (torch.randn(*shape, requires_grad=True) for shape in (({B}, {C}, {N}), ({K}, {C}), ({K},)))
+def step(): encode(x, d, s.abs()).square().sum().backward()
+seconds = seconds_of(step, n={n}, warmup=1)
+print(peak() - before if {memory} else seconds)
+'''
+
+# %% ../../nbs/analysis/53_benchmarks.ipynb #29adff7b
+def encoding_benchmark(
+    B: int = 4,       # maps
+    C: int = 512,     # channels
+    N: int = 3600,    # positions of a map
+    K: int = 32,      # codewords
+    threads: int = 2,
+    n: int = 2,       # steps a measurement
+    rounds: int = 3,  # pairs of measurements
+) -> dict[str, float]:  # of `side_by_side`: a with the residual tensor, b with matrix products; 'MiB_a', 'MiB_b': their peaks
+    "Forward and backward pass of the encoding layer in both forms, each in processes of its own"
+    def way(naive, memory=False):
+        code = ENCODING_STEP.format(naive=NAIVE_ENCODE if naive else '', memory=memory, B=B, C=C, N=N, K=K, threads=threads, n=n)
+        return lambda: number_in_process(code)
+    peaks = dict(MiB_a=way(True, True)(), MiB_b=way(False, True)())
+    return side_by_side(way(True), way(False), rounds) | peaks

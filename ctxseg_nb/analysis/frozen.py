@@ -168,16 +168,16 @@ def train_head(
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
     return learn.model
 
-# %% ../../nbs/analysis/51_frozen.ipynb #dc875b6e
+# %% ../../nbs/analysis/51_frozen.ipynb #69a6e67e
 def frozen_arm(
     seed: int,             # of initial weights, order and mirroring
     ds,                    # a `SegDataset`
     size: tuple[int, int], # (H, W), pixels
     model: str,            # name of the model whose head is trained
-    head: dict | None = None,  # options of the head
     weights: str | Path = 'imagenet',   # of SqueezeNet: 'imagenet', or a safetensors file
     folder: str | Path = '.cache/features',  # of the stored features
     splits: tuple[str, str] = ('train', 'val'),  # to train on, to score on
+    head: dict | None = None,  # options of the head
     **options,             # to `train_head`
 ) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
     "Train a head on frozen SqueezeNet features of `ds` and score it, plain and with the classes that are present given away"

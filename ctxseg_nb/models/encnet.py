@@ -11,7 +11,7 @@ from .backbones import conv_bn_relu, full_precision
 from .segmentor import Segmentor, create_model, head_width, register_model
 
 # %% auto #0
-__all__ = ['assign', 'encode', 'Encoding', 'ContextEncoding', 'presence_target', 'SELoss', 'EncNetHead', 'encnet']
+__all__ = ['assign', 'encode', 'Encoding', 'Semantics', 'ContextEncoding', 'presence_target', 'SELoss', 'EncNetHead', 'encnet']
 
 # %% ../../nbs/models/13_encnet.ipynb #79005b6d
 def assign(
@@ -53,35 +53,44 @@ class Encoding(nn.Module):
         with full_precision(x):
             return encode(x.flatten(2).to(torch.promote_types(x.dtype, s.dtype)), self.codewords, s)
 
-# %% ../../nbs/models/13_encnet.ipynb #71186c0d
+# %% ../../nbs/models/13_encnet.ipynb #64b6fcec
+class Semantics(nn.Module):
+    "Encoded semantics e = Σ_k φ(e_k) of a map: (B, C, H, W) → (B, C) (section 2)"
+    def __init__(self,
+        dim: int,      # C
+        n_codes: int,  # K
+        aggregate: str = 'sum',  # over codewords: 'sum', or 'mean' as in the released code
+    ):
+        super().__init__()
+        if aggregate not in ('sum', 'mean'): raise ValueError(f"aggregate: expected 'sum' or 'mean', found {aggregate!r}")
+        self.encoding, self.norm, self.aggregate = Encoding(dim, n_codes), nn.BatchNorm1d(n_codes), aggregate
+
+    def forward(self, x):
+        φ = F.relu(self.norm(self.encoding(x)))   # (B, K, C)
+        return φ.sum(1) if self.aggregate == 'sum' else φ.mean(1)
+
+# %% ../../nbs/models/13_encnet.ipynb #e90cec2a
+@torch.no_grad()
+def _start_small(n_codes, *layers):
+    for layer in layers:
+        if layer is not None: layer.weight /= n_codes
+
+# %% ../../nbs/models/13_encnet.ipynb #5e7c5c41
 class ContextEncoding(nn.Module):
-    "What the picture is about, e = Σ_k φ(e_k), scales each channel: (B, C, H, W) → the same shape, and presence logits (B, n_classes) or None (section 2)"
+    "What the picture is about scales each channel: (B, C, H, W) → the same shape, and presence logits (B, n_classes) or None (section 2)"
     def __init__(self,
         dim: int,           # C
         n_codes: int = 32,  # K; 0: global average pooling in the place of the encoding
         n_classes: int | None = None,  # of the presence logits; none where not given
-        feedback: bool = True,    # scale the channels? If not, the presence logits are all there is
-        residual: bool = False,   # Y = relu(X + γX), as the released code has it, for Y = γX
-        aggregate: str = 'sum',   # over codewords: 'sum', or 'mean' as in the released code
+        feedback: bool = True,   # scale the channels? If not, the presence logits are all there is
+        residual: bool = False,  # Y = relu(X + γX), as the released code has it, instead of the paper's Y = γX
+        aggregate: str = 'sum',  # over codewords: 'sum', or 'mean' as in the released code
     ):
         super().__init__()
-        if aggregate not in ('sum', 'mean'): raise ValueError(f"aggregate: expected 'sum' or 'mean', found {aggregate!r}")
-        self.encoding, self.norm = (Encoding(dim, n_codes), nn.BatchNorm1d(n_codes)) if n_codes else (None, None)
-        self.residual, self.aggregate = residual, aggregate
-        self.W = nn.Linear(dim, dim) if feedback else None
+        self.semantics = Semantics(dim, n_codes, aggregate) if n_codes else nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.W, self.residual = nn.Linear(dim, dim) if feedback else None, residual
         self.presence = nn.Linear(dim, n_classes) if n_classes else None
-        if n_codes and aggregate == 'sum': self._start_small(n_codes)
-
-    @torch.no_grad()
-    def _start_small(self, n_codes):
-        for layer in (self.W, self.presence):
-            if layer is not None: layer.weight /= n_codes
-
-    def semantics(self, x):
-        "Encoded semantics e (B, C)"
-        if self.encoding is None: return x.mean((2, 3))
-        φ = F.relu(self.norm(self.encoding(x)))   # (B, K, C)
-        return φ.sum(1) if self.aggregate == 'sum' else φ.mean(1)
+        if n_codes and aggregate == 'sum': _start_small(n_codes, self.W, self.presence)
 
     def forward(self, x):
         e = self.semantics(x)
@@ -90,19 +99,19 @@ class ContextEncoding(nn.Module):
         y = x*torch.sigmoid(self.W(e))[:, :, None, None].to(x.dtype)
         return F.relu(x + y) if self.residual else y, p
 
-# %% ../../nbs/models/13_encnet.ipynb #d548947f
+# %% ../../nbs/models/13_encnet.ipynb #bcd2f12f
 def presence_target(
     mask: torch.Tensor,  # (B, H, W) labels
-    n_classes: int,      # K
+    n_classes: int,      # of the labels
     ignore_index: int = IGNORE,  # label of void pixels, which is no class
-) -> torch.Tensor:  # (B, K) float32, 1 where the class occurs
+) -> torch.Tensor:  # (B, n_classes) float32, 1 where the class occurs
     "The classes of each picture. Raises `ValueError`, on the CPU, for labels outside 0..K-1"
     if mask.device.type == 'cpu': check_labels(mask, n_classes, ignore_index, 'mask')
     labels = mask.flatten(1).long()
     there = torch.zeros(len(mask), n_classes + 1, device=mask.device)   # the last column takes the void
     return there.scatter_(1, labels.where(labels != ignore_index, n_classes), 1.)[:, :n_classes]
 
-# %% ../../nbs/models/13_encnet.ipynb #43cb7493
+# %% ../../nbs/models/13_encnet.ipynb #b532ce55
 class SELoss(nn.Module):
     "Semantic encoding loss: mean binary cross-entropy of the presence of classes, over the pictures that have labels; 0 without any (section 2)"
     def __init__(self,
@@ -113,18 +122,18 @@ class SELoss(nn.Module):
 
     def forward(self, out, mask):
         z = out[self.key]
-        target = presence_target(mask, z.shape[1])
+        target = presence_target(mask, z.shape[1]).to(z.device)
         labelled = target.any(1)
-        loss = F.binary_cross_entropy_with_logits(z.to(torch.promote_types(z.dtype, torch.float32)), target.to(z.device), reduction='none')
+        loss = F.binary_cross_entropy_with_logits(z.to(torch.promote_types(z.dtype, torch.float32)), target, reduction='none')
         return (loss.mean(1)*labelled).sum()/labelled.sum().clamp(min=1)
 
-# %% ../../nbs/models/13_encnet.ipynb #5b7ac3d2
+# %% ../../nbs/models/13_encnet.ipynb #93135eed
 @register_model('encnet')
 class EncNetHead(nn.Module):
     "A 3×3 convolution, context encoding, logistic regression at each cell; SE branches on the last two stages (figures 2 and 3)"
     def __init__(self,
         channels: list[int],  # the backbone's, fine to coarse
-        n_classes: int,       # K
+        n_classes: int,       # of the labels
         width: int | None = None,  # channels of the encoded map; `head_width` where not given
         n_codes: int = 32,    # codewords; 0: global average pooling in their place
         se_weight: float = .2,  # of each SE-loss; 0: no SE branches
@@ -133,13 +142,11 @@ class EncNetHead(nn.Module):
         **form,               # `residual` and `aggregate` of `ContextEncoding`
     ):
         super().__init__()
-        n, k, fine = width or head_width(channels), n_classes if se_weight else None, (channels[-2:-1] or channels)[0]
-        self.reduce = conv_bn_relu(channels[-1], n)
-        self.context = ContextEncoding(n, n_codes, k, **form)
+        n, k = width or head_width(channels), n_classes if se_weight else None
+        self.reduce, self.context = conv_bn_relu(channels[-1], n), ContextEncoding(n, n_codes, k, **form)
         self.classify = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(n, n_classes, 1))
-        self.stage3 = ContextEncoding(fine, n_codes, k, feedback=False, **form) if k and stage3 else None
-        branches = ['presence']*(k is not None) + ['presence3']*(self.stage3 is not None)
-        self.losses = tuple((f'se_{b}', se_weight, SELoss(b)) for b in branches)
+        self.stage3 = ContextEncoding((channels[-2:-1] or channels)[0], n_codes, k, feedback=False, **form) if k and stage3 else None
+        self.losses = tuple((f'se_{b}', se_weight, SELoss(b)) for b in ('presence', 'presence3')[:(1 + stage3)*bool(k)])
 
     def forward(self, maps):
         y, p = self.context(self.reduce(maps[-1]))
@@ -147,14 +154,14 @@ class EncNetHead(nn.Module):
         if self.training and self.stage3 is not None: out['presence3'] = self.stage3((maps[-2:-1] or maps)[0])[1]
         return out
 
-# %% ../../nbs/models/13_encnet.ipynb #f7336d0f
+# %% ../../nbs/models/13_encnet.ipynb #a2769260
 def encnet(
-    n_classes: int,          # K
+    n_classes: int,          # of the labels
     backbone: str = 'tiny',  # as in `create_backbone`; timm's come with output stride 8
     n_codes: int = 32,       # codewords
     se_loss: bool = True,    # SE branches with weight 0.2?
     aux: bool = False,       # an auxiliary FCN head too, as the released code has?
-    **kwargs,                # to `create_model`
+    **kwargs,                # to `create_model`, `se_weight` for another weight among them
 ) -> Segmentor:
     "The context encoding network"
-    return create_model('encnet', n_classes, backbone, aux=aux, n_codes=n_codes, se_weight=.2*se_loss, **kwargs)
+    return create_model('encnet', n_classes, backbone, aux=aux, n_codes=n_codes, **dict(se_weight=.2*se_loss) | kwargs)
