@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 # %% auto #0
-__all__ = ['PADDING', 'BACKBONES', 'conv_bn_relu', 'full_precision', 'ResBlock', 'Stages', 'tiny_resnet', 'influence',
-           'receptive_field', 'TimmBackbone', 'unknown_name', 'timm_backbone', 'read_tensors', 'load_tensors',
-           'SqueezeNet', 'squeezenet1_0', 'create_backbone']
+__all__ = ['PADDING', 'BACKBONES', 'conv_bn_relu', 'full_precision', 'at_least_float32', 'ResBlock', 'Stages', 'tiny_resnet',
+           'influence', 'receptive_field', 'TimmBackbone', 'unknown_name', 'timm_backbone', 'read_tensors',
+           'load_tensors', 'SqueezeNet', 'squeezenet1_0', 'create_backbone']
 
 # %% ../../nbs/models/10_backbones.ipynb #90c2257d
 PADDING = 'replicate'  # of every 3×3 convolution made here; as `padding_mode` of `nn.Conv2d`
@@ -39,6 +39,13 @@ def full_precision(
     "Leave autocast"
     kind = x.device.type
     return torch.autocast(kind if torch.amp.is_autocast_available(kind) else 'cpu', enabled=False)
+
+# %% ../../nbs/models/10_backbones.ipynb #918a593a
+def at_least_float32(
+    x: torch.Tensor,  # floating
+) -> torch.Tensor:
+    "Half precision as float32, anything else as it is"
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 # %% ../../nbs/models/10_backbones.ipynb #1518be91
 class ResBlock(nn.Module):
@@ -206,7 +213,7 @@ def load_tensors(
     net.load_state_dict(have)
     return net
 
-# %% ../../nbs/models/10_backbones.ipynb #88dbb2ea
+# %% ../../nbs/models/10_backbones.ipynb #5df54fc7
 class SqueezeNet(nn.Module):
     "The trunk of torchvision's SqueezeNet 1.0 as a backbone of four maps"
     strides_at = {1: 2, 5: 4, 10: 8, 12: 16}  # index in `features` → stride of the map taken there
@@ -218,15 +225,17 @@ class SqueezeNet(nn.Module):
         from torchvision.models import squeezenet1_0
         if output_stride not in (8, 16): raise ValueError(f'squeezenet1_0: expected output_stride 8 or 16, found {output_stride}')
         self.features = squeezenet1_0().features
+        self.features[6] = nn.MaxPool2d(3, 2, padding=1)
         if output_stride == 8: self.features[11] = nn.Identity()
         self.channels, self.strides = [96, 256, 512, 512], [min(s, output_stride) for s in self.strides_at.values()]
 
     def forward(self, x):
-        x, maps = F.pad(x, [p for n in x.shape[:1:-1] for p in (0, max(0, 21 - n))], PADDING), []
+        (h, w), m = x.shape[-2:], self.strides[-1]
+        x, maps = F.pad(x, (2, 3 + -w % m, 2, 3 + -h % m), PADDING), []
         for i, layer in enumerate(self.features):
             x = layer(x)
             if i in self.strides_at: maps.append(x)
-        return maps
+        return [f[..., :-(-h//s), :-(-w//s)] for f, s in zip(maps, self.strides)]
 
 # %% ../../nbs/models/10_backbones.ipynb #aeb61559
 def _imagenet():
