@@ -85,7 +85,7 @@ CONTROLS = {name: dict(model=name) for name in ('fcn', 'gap', 'gap_local', 'fcn_
 SCENES = dict(size=96, n_train=600, n_valid=200, bs=16, epochs=25, lr=4e-3)
 PHOTOS = dict(path='the folder of the data set', weights="SqueezeNet's weights: a safetensors file, or 'imagenet'")
 
-# %% ../../nbs/analysis/52_experiments.ipynb #543b313c
+# %% ../../nbs/analysis/52_experiments.ipynb #36274f7a
 register_experiment(Experiment('scenes', 'FCN and the simplest context on the embedded scenes', scenes_arm,
     {k: CONTROLS[k] for k in ('fcn', 'gap')}, SCENES))
 register_experiment(Experiment('encnet', 'EncNet on the embedded scenes, step by step', scenes_arm,
@@ -93,16 +93,24 @@ register_experiment(Experiment('encnet', 'EncNet on the embedded scenes, step by
          encnet=dict(model='encnet', multiscale=dict(scales=(.75, 1, 1.25), crop=96))), SCENES | dict(n_train=800, epochs=30)))
 register_experiment(Experiment('encnet-ablation', 'Codewords and weight of the SE-loss of EncNet, on three kinds of scene', scenes_arm,
     {f'codes_{k}': dict(model='encnet', n_codes=k) for k in (0, 1, 8, 32)} | {f'se_{w}': dict(model='encnet', se_weight=w) for w in (0, .1, .4, .8)},
-    SCENES | dict(size=64, n_train=450, kinds=['cooccurrence', 'category', 'prototypes']), baseline='codes_0'));
+    SCENES | dict(size=64, n_train=450, kinds=['cooccurrence', 'category', 'prototypes']), baseline='codes_0'))
+register_experiment(Experiment('cfnet', 'CFNet on the embedded scenes, part by part, beside FCN, EncNet and controls', scenes_arm,
+    dict(fcn=dict(model='fcn'), encnet=dict(model='encnet'), gp_local=dict(model='cfnet', local=True), gp=dict(model='cfnet_pool'),
+         acf=dict(model='cfnet', global_pool=False), acf_gp=dict(model='cfnet'), acf_gp_enc=dict(model='cfnet', encoding=True)),
+    SCENES | dict(n_train=800, epochs=30)))
+register_experiment(Experiment('cfnet-ablation', 'Softmaxes, heads and the rate of Φ of CFNet, on two kinds of scene', scenes_arm,
+    {f'K{k}_H{h}': dict(model='cfnet', n_mix=k, n_heads=h) for k in (1, 2, 4) for h in (1, 2, 4)}
+    | {f'rate_{d}': dict(model='cfnet', dilation=d) for d in (1, 2, 8)},
+    SCENES | dict(size=64, n_train=300, epochs=20, kinds=['regions', 'position']), baseline='K1_H1'));
 
-# %% ../../nbs/analysis/52_experiments.ipynb #23b7aa30
+# %% ../../nbs/analysis/52_experiments.ipynb #d4a835b7
 register_experiment(Experiment('camvid', 'FCN on CamVid, street scenes at 240×180', photos_arm,
     dict(fcn=dict(model='fcn')), dict(data='camvid', size=[180, 240], bs=8, epochs=8, lr=2e-4), needs=PHOTOS))
 register_experiment(Experiment('ccp', 'FCN on Clothing Co-Parsing at 200×304, the 31 classes in at least 35 training photographs', photos_arm,
     dict(fcn=dict(model='fcn')), dict(data='ccp', size=[304, 200], min_photos=35, bs=8, epochs=8, lr=2e-4), needs=PHOTOS))
 register_experiment(Experiment('ccp-frozen', 'Heads on frozen SqueezeNet features of Clothing Co-Parsing, 31 classes', frozen_photos_arm,
-    CONTROLS | dict(psp=dict(model='psp'), encnet=dict(model='encnet', head=dict(stage3=False))),
-    dict(data='ccp', size=[304, 200], min_photos=35, bs=16, epochs=10, lr=2e-3), needs=PHOTOS));
+    CONTROLS | dict(psp=dict(model='psp'), encnet=dict(model='encnet', head=dict(stage3=False)), cfnet=dict(model='cfnet'), cfnet_local=dict(model='cfnet_local')),
+    dict(data='ccp', size=[304, 200], min_photos=35, bs=8, epochs=10, lr=2e-3), needs=PHOTOS));
 
 # %% ../../nbs/analysis/52_experiments.ipynb #64087a48
 def gap_closed(

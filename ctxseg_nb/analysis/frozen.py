@@ -20,7 +20,7 @@ from ..training.losses import SegmentationLoss, class_weights, count_labels
 
 # %% auto #0
 __all__ = ['picture', 'fingerprint', 'frozen_features', 'OnFeatures', 'FeatureSet', 'present_only', 'score_features',
-           'NoValidation', 'adamw', 'train_head', 'frozen_arm']
+           'mean_average_precision', 'presence_scores', 'NoValidation', 'adamw', 'train_head', 'frozen_arm']
 
 # %% ../../nbs/analysis/51_frozen.ipynb #2229424a
 def picture(
@@ -148,7 +148,29 @@ def score_features(
         counts.append(image_counts(change(net(x), y).argmax(1), y, n_classes))
     return torch.cat(counts).numpy()
 
-# %% ../../nbs/analysis/51_frozen.ipynb #dc858dc2
+# %% ../../nbs/analysis/51_frozen.ipynb #871cf099
+def mean_average_precision(
+    scores: torch.Tensor,  # (n, K), larger for classes that are more likely there
+    there: torch.Tensor,   # (n, K) bool
+) -> float:  # mean over the classes that occur
+    "Quality of a ranking of pictures by the presence of a class"
+    order = scores.argsort(0, descending=True)
+    hit = there.gather(0, order).double()
+    precision = hit.cumsum(0)/torch.arange(1, len(hit) + 1)[:, None]
+    occurs = there.any(0)
+    return ((precision*hit).sum(0)[occurs]/hit.sum(0)[occurs]).mean().item()
+
+# %% ../../nbs/analysis/51_frozen.ipynb #cac5001d
+@torch.inference_mode()
+def presence_scores(
+    net: OnFeatures,
+    maps: np.ndarray,  # (n, 2, C, h, w) float16
+) -> torch.Tensor:  # (n, K)
+    "How sure a head is that each class is there"
+    outs = [net.eval().head([None]*net.above + [torch.from_numpy(np.array(maps[i:i+8, 0])).float()]) for i in range(0, len(maps), 8)]
+    return torch.cat([o['presence'] if 'presence' in o else o['logits'].softmax(1).amax((2, 3)) for o in outs])
+
+# %% ../../nbs/analysis/51_frozen.ipynb #0d89be90
 class NoValidation(Callback):
     "Skip the validation pass of every epoch"
     def before_validate(self): raise CancelValidException
@@ -164,7 +186,7 @@ def train_head(
     n_classes: int,      # K
     epochs: int = 10,    # passes over the pictures, each time mirrored or not
     lr: float = 2e-3,    # at the top of the one-cycle schedule
-    bs: int = 16,        # images a batch
+    bs: int = 8,         # images a batch
 ) -> OnFeatures:
     "Train a head on stored features"
     train = DataLoader(FeatureSet(maps, masks), bs=bs, shuffle=True, drop_last=True)
@@ -174,7 +196,7 @@ def train_head(
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
     return learn.model
 
-# %% ../../nbs/analysis/51_frozen.ipynb #69a6e67e
+# %% ../../nbs/analysis/51_frozen.ipynb #1b18a9fa
 def frozen_arm(
     seed: int,             # of initial weights, order and mirroring
     ds,                    # a `SegDataset`
@@ -186,7 +208,7 @@ def frozen_arm(
     head: dict | None = None,  # options of the head
     **options,             # to `train_head`
 ) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
-    "Train a head on frozen SqueezeNet features of `ds` and score it, plain and with the classes that are present given away"
+    "Train a head on frozen SqueezeNet features of `ds` and score it, plain and with the present classes given away, and how well it knows them"
     set_seed(seed, reproducible=True)
     k = ds.card.n_classes
     net = create_model(model, k, 'squeezenet1_0', backbone_options=dict(weights=weights), **(head or {}))
@@ -194,5 +216,7 @@ def frozen_arm(
     trained = train_head(net, maps, masks, k, **options)
     counts = score_features(trained, vmaps, vmasks, k)
     oracle = score_features(trained, vmaps, vmasks, k, present_only)
+    there = torch.from_numpy(counts[..., 2] > 0)
     return dict(miou=mean_iou_of(counts.sum(0)), pixel_acc=counts[..., 0].sum()/counts[..., 2].sum(),
-                miou_presence_known=mean_iou_of(oracle.sum(0))), counts
+                miou_presence_known=mean_iou_of(oracle.sum(0)),
+                presence_map=mean_average_precision(presence_scores(trained, vmaps), there)), counts
