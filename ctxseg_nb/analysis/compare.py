@@ -186,7 +186,7 @@ def print_results(
 
 def _mean_and_spread(mean, spread, n): return f'{100*mean:.1f}' + (f' ± {100*spread:4.1f}' if n > 1 else ' '*7)
 
-# %% ../../nbs/analysis/50_compare.ipynb #17e2fc91
+# %% ../../nbs/analysis/50_compare.ipynb #d82c118e
 def plot_results(
     results: dict,             # of `run_experiment`
     figures=None,              # names of the figures; all where not given
@@ -196,9 +196,10 @@ def plot_results(
     import matplotlib.pyplot as plt
     names = figures or list(results['runs'][0]['figures'])
     fig, ax = plt.subplots(figsize=(1.1*len(names) + 1.8, 2.6), layout='constrained')
-    for j, arm in enumerate(results['arms']):
+    arms = summary(results)   # those that have been run
+    for j, arm in enumerate(arms):
         runs = [r['figures'] for r in results['runs'] if r['arm'] == arm]
-        xs = [i + .14*(j - (len(results['arms']) - 1)/2) for i in range(len(names)) for _ in runs]
+        xs = [i + .14*(j - (len(arms) - 1)/2) for i in range(len(names)) for _ in runs]
         ax.plot(xs, [100*r[n] for n in names for r in runs], 'o', ms=4, alpha=.7, label=arm)
     for style, (label, row) in zip(('-', ':', '--'), (ceilings or {}).items()):
         for i, n in enumerate(names):

@@ -15,12 +15,13 @@ from .segmentor import Segmentor, check_images, classifier, create_model, head_w
 __all__ = ['contextual_prior', 'cooccurrence_prob', 'mixture_attention', 'CFM', 'ACF', 'acf_mixtures', 'GlobalPooling', 'CFHead',
            'cfnet']
 
-# %% ../../nbs/models/15_cfnet.ipynb #1f304a72
+# %% ../../nbs/models/15_cfnet.ipynb #f6e498f2
 def contextual_prior(
     v: torch.Tensor,  # (B, M, N_t, d) target vectors, in M chunks
     w: torch.Tensor,  # (M, M·d), or (B, M, M·d) where every row of the batch has its own
 ) -> torch.Tensor:  # (B, M), sums to one over M; at least float32
     "Weights of the mixture: softmax over k of w_k·v̄, with v̄ the mean over positions of the whole target vector (Zhang et al. 2019, below eq. 2)"
+    if v.ndim != 4 or w.shape[-2:] != (v.shape[1], v.shape[1]*v.shape[3]): raise ValueError(f'expected v (B, M, N_t, d) and w (M, M·d), found {tuple(v.shape)} and {tuple(w.shape)}')
     with full_precision(v):
         v, w = at_least_float32(v), at_least_float32(w)
         return (w @ v.mean(2).flatten(1)[..., None])[..., 0].softmax(1)
@@ -49,7 +50,7 @@ def cooccurrence_prob(
         p = p.softmax(3)
         return p.mean(1) if prior is None else (prior.to(p)[..., None, None]*p).sum(1)
 
-# %% ../../nbs/models/15_cfnet.ipynb #7db4fef0
+# %% ../../nbs/models/15_cfnet.ipynb #195e0cba
 def mixture_attention(
     u: torch.Tensor,    # (B, M, N_c, d) co-occurrent vectors, in M chunks
     v: torch.Tensor,    # (B, M, N_t, d) target vectors
@@ -61,13 +62,14 @@ def mixture_attention(
     "z_t = Σ_c p(x_c|x_t) ψ_c as a sum of M attentions, in memory O(M·N·d) (Zhang et al. 2019, eqs. 2 and 3)"
     _check(u, v, psi, prior)
     M, d, d_v = u.shape[1], u.shape[3], psi.shape[2]
+    width = -(-max(d, d_v)//8)*8   # one for all, and one that fused kernels like
     if dropout: psi = psi*F.dropout(psi.new_ones(*psi.shape[:2], 1), dropout)
     values = psi[:, None].expand(-1, M, -1, -1)/M if prior is None else prior.to(psi)[..., None, None]*psi[:, None]
-    v, u, values = (F.pad(t, (0, max(d, d_v) - t.shape[3])).contiguous() for t in (v, u, values))
+    v, u, values = (F.pad(t, (0, width - t.shape[3])).contiguous() for t in (v, u, values))
     z = F.scaled_dot_product_attention(v, u, values, scale=(M*d)**-.5 if scale is None else scale)   # (B, M, N_t, width)
     return z[..., :d_v].sum(1)
 
-# %% ../../nbs/models/15_cfnet.ipynb #3217fbb3
+# %% ../../nbs/models/15_cfnet.ipynb #fc56ec19
 class CFM(nn.Module):
     "Co-occurrent feature model: a map x and its co-occurrent positions c → u (B·H, K, N_c, d), v (B·H, K, N_t, d), π (B·H, K) (Zhang et al. 2019, section 2.1)"
     def __init__(self,
@@ -77,6 +79,7 @@ class CFM(nn.Module):
         dilation: int = 4,  # of the 3×3 convolution of Φ, cells
     ):
         super().__init__()
+        if min(n_heads, n_mix) < 1: raise ValueError(f'expected n_heads and n_mix of at least 1, found {n_heads} and {n_mix}')
         if dim % (n_heads*n_mix): raise ValueError(f'dim: expected a multiple of n_heads·n_mix = {n_heads}·{n_mix}, found {dim}')
         self.chunks = n_heads, n_mix, dim//(n_heads*n_mix)   # H, K, d
         self.near = nn.Conv2d(dim, dim, 3, padding=dilation, dilation=dilation, bias=False, padding_mode=PADDING)
@@ -92,7 +95,7 @@ class CFM(nn.Module):
         u, v = vu[:, :, -c[0, 0].numel():], vu[:, :, :x[0, 0].numel()]
         return u, v, contextual_prior(v, self.w.repeat(len(x), 1, 1))
 
-# %% ../../nbs/models/15_cfnet.ipynb #2c87e346
+# %% ../../nbs/models/15_cfnet.ipynb #ff00a1a0
 class ACF(nn.Module):
     "Aggregated co-occurrent features: x (B, dim, h, w) → z, the same shape, in memory O(h·w) (Zhang et al. 2019, section 2.2 and figure 3)"
     def __init__(self,
@@ -101,7 +104,7 @@ class ACF(nn.Module):
         n_mix: int = 2,      # K, softmaxes in each of them
         dilation: int = 4,   # of the 3×3 convolution of Φ, cells
         pool: bool = True,   # average 3×3 cells, every second one, before the co-occurrent side?
-        dropout: float = .1,  # share of co-occurrent positions missing in training
+        dropout: float = .1,  # share of co-occurrent positions missing to each head in training
         local: bool = False,  # the control: z = Φ(x) + Ψ(x)
     ):
         super().__init__()
@@ -142,13 +145,13 @@ class GlobalPooling(nn.Module):
 
     def forward(self, x): return self.conv(x.mean((2, 3), keepdim=True)).expand_as(x)
 
-# %% ../../nbs/models/15_cfnet.ipynb #9bb3068c
+# %% ../../nbs/models/15_cfnet.ipynb #55aba4b1
 class CFHead(nn.Module):
     "Each position gathers what occurs together with it, and the mean of all (Zhang et al. 2019, figure 3)"
     def __init__(self,
         channels: list[int],  # the backbone's, fine to coarse
-        n_classes: int,       # K
-        width: int | None = None,  # channels of all inner maps; `head_width` where not given
+        n_classes: int,       # of the labels
+        width: int | None = None,  # channels of all inner maps; where not given `head_width`, rounded up to a multiple of n_heads·n_mix
         acf: bool = True,          # the ACF module?
         global_pool: bool = True,  # the global pooling branch?
         encoding: bool = False,    # context encoding and SE-loss too? (table 2's "Enc")
@@ -156,8 +159,10 @@ class CFHead(nn.Module):
         **options,                 # `n_heads`, `n_mix`, `dilation`, `pool` and `local` of `ACF`
     ):
         super().__init__()
+        if options and not acf: raise ValueError(f'acf: expected True with {", ".join(options)}, found False')
         if not (acf or global_pool): raise ValueError('expected acf or global_pool, found neither; the head without context is fcn')
-        n = width or head_width(channels)
+        parts = options.get('n_heads', 4)*options.get('n_mix', 2) if acf else 1
+        n = width or -(-head_width(channels)//parts)*parts
         self.acf, self.pool = ACF(n, dropout=dropout, **options) if acf else None, GlobalPooling(n) if global_pool else None
         self.reduce, self.fuse = conv_bn_relu(channels[-1], n), Fuse(n, n*(acf + global_pool), n, 1)
         self.encoding, self.losses = (ContextEncoding(n, n_classes=n_classes), (('se_presence', .2, SELoss()),)) if encoding else (None, ())
@@ -174,9 +179,9 @@ register_model('cfnet')(CFHead)
 register_model('cfnet_pool', acf=False)(CFHead)
 register_model('cfnet_local', local=True, dilation=1, global_pool=False)(CFHead);
 
-# %% ../../nbs/models/15_cfnet.ipynb #ea5555d6
+# %% ../../nbs/models/15_cfnet.ipynb #31353a71
 def cfnet(
-    n_classes: int,          # K
+    n_classes: int,          # of the labels
     backbone: str = 'tiny',  # as in `create_backbone`; timm's come with output stride 8
     n_heads: int = 4,        # H of `ACF`
     n_mix: int = 2,          # K of `ACF`
@@ -198,17 +203,17 @@ def _to_pixels(p, cells, size):
     q = upsample(q, size)
     return (q/q.sum((2, 3), keepdim=True)).view(*p.shape[:-2], *size)
 
-# %% ../../nbs/models/15_cfnet.ipynb #f9130c8e
+# %% ../../nbs/models/15_cfnet.ipynb #26f406b8
 @torch.no_grad()
 def _look(model, image, targets):
-    "Softmaxes (H, K, n, h_c, w_c) and prior (H, K) of the pixels `targets` [(y, x), …] of `image` (3, H, W), and the size (h, w) of the map"
-    acf, was, x, (H, W) = getattr(model.head, 'acf', None), model.training, check_images(image[None]), image.shape[-2:]
-    if not isinstance(acf, ACF) or acf.local: raise ValueError(f'expected a model with an ACF module, found {type(model.head).__name__} without')
+    "Softmaxes (heads, K, n, h_c, w_c) and prior (heads, K) of the pixels `targets` [(y, x), …] of `image` (3, H, W), and the size (h, w) of the map"
+    acf, modes, x, (H, W) = getattr(model.head, 'acf', None), {m: m.training for m in model.modules()}, check_images(image[None]), image.shape[-2:]
+    if getattr(acf, 'local', True): raise ValueError(f'expected a model with an ACF module, found {type(model.head).__name__} without')
     for t in targets:
         if not (0 <= t[0] < H and 0 <= t[1] < W): raise ValueError(f'expected a pixel of the {H}×{W} image, found {tuple(t)}')
     f = model.eval().head.reduce(model.backbone(x)[-1])
     (h, w), (p, prior) = f.shape[2:], acf_mixtures(acf, f, [y*f.shape[2]//H*f.shape[3] + x*f.shape[3]//W for y, x in targets])
-    model.train(was)
+    for m, was in modes.items(): m.training = was
     return p[0], prior[0], (h, w)
 
 def _cooccurrence(self,
