@@ -11,13 +11,14 @@ from .data.scenes import *
 from .data.datasets import *
 from .data.blocks import *
 
-# %% ../nbs/all.ipynb #b679e6ad
+# %% ../nbs/all.ipynb #de286dd7
 from .models.backbones import *
 from .models.segmentor import *
 from .models.hosts import *
 from .models.encnet import *
 from .models.encnet_cifar import *
 from .models.cfnet import *
+from .models.memory import *
 from .models.mcibi import *
 
 # %% ../nbs/all.ipynb #e7624088

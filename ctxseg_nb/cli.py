@@ -73,23 +73,22 @@ def _predictions(model, dls, file, n=6):
     legend(axs[0, 0].figure, dls.card.codes, dls.card.palette, np.union1d(y.numpy(), pred), loc='outside right upper')
     axs[0, 0].figure.savefig(file, dpi=110); plt.close(axs[0, 0].figure)
 
-# %% ../nbs/cli.ipynb #02fbb9d8
-def _write_json(file, found):
-    import json
-    from ctxseg_nb.core import atomic_write
-    with atomic_write(file) as tmp: tmp.write_text(json.dumps(found, indent=1) + '\n')
-
+# %% ../nbs/cli.ipynb #df3fab66
 def _leave(learn, out, size):
     "Write model, figures and pictures of a training into the folder `out`; the figures"
     from ctxseg_nb.analysis.compare import surroundings
     from ctxseg_nb.analysis.experiments import count_validation, figures_of
+    from ctxseg_nb.core import write_json
     from ctxseg_nb.models.segmentor import save_model
     out, card = Path(out), learn.dls.card
     figures = {k: float(v) for k, v in figures_of(count_validation(learn.model, learn.dls), card).items()}
     save_model(learn.model, out/'model', card.codes, card.palette, size=size)
-    _write_json(out/'results.json', dict(figures=figures, made_with=surroundings()))
+    write_json(out/'results.json', dict(figures=figures, made_with=surroundings()))
     _curves(learn, out/'curves.png'); _predictions(learn.model, learn.dls, out/'predictions.png')
     return figures
+
+def _print_figures(figures):
+    for k, v in figures.items(): print(f'{k:14}{100*v:6.1f}')
 
 # %% ../nbs/cli.ipynb #b2fbfafd
 @command
@@ -123,7 +122,7 @@ def _ceilings_beside(figures, model, n, size):
     print(f'{"mean IoU of":14}{"model":>8}{f"ceiling of its {window} px":>24}{"of the whole picture":>24}')
     for k in ('all', *GROUPS): print(f'{k:14}{100*figures["miou" if k == "all" else k]:8.1f}{100*local[k]:24.1f}{100*full[k]:24.1f}')
 
-# %% ../nbs/cli.ipynb #8f862094
+# %% ../nbs/cli.ipynb #ce0b35d9
 @command
 def train(
     data: str = 'scenes',     # scenes, camvid or ccp
@@ -152,9 +151,6 @@ def train(
     learn = segmentation_learner(dls, model, backbone, opt=opt, head_lr=head_lr, **options)
     learn.fit_one_cycle(epochs, lr, cbs=Checkpoint(out, resume=resume))
     _print_figures(_leave(learn, out, _size(size)))
-
-def _print_figures(figures):
-    for k, v in figures.items(): print(f'{k:14}{100*v:6.1f}')
 
 # %% ../nbs/cli.ipynb #5b46bfa3
 @command

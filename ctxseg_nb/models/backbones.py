@@ -169,7 +169,7 @@ def _undilatable(name, output_stride):
     why = 'all its maps have one stride' if len(set(strides)) == 1 else 'timm does not dilate it'
     return ValueError(f'{name}: {why}; expected maps down to stride {output_stride}, found strides {strides}')
 
-# %% ../../nbs/models/10_backbones.ipynb #9b68bbf8
+# %% ../../nbs/models/10_backbones.ipynb #40ad2a3b
 def timm_backbone(
     name: str,                 # as in `timm.list_models()`
     output_stride: int = 8,    # pixels between two cells of the last map; HRNet keeps its 4
@@ -181,6 +181,9 @@ def timm_backbone(
     if name.startswith('hrnet'):
         net = _create(name, pretrained, feature_location='')
         return TimmBackbone(net, net.feature_info.reduction(), fuse=True)
+    if name.startswith('vit_') and f'_patch{output_stride}_' in name:
+        net = _create(name, pretrained, dynamic_img_size=True)
+        return TimmBackbone(net, net.feature_info.reduction())
     if name.startswith('vgg'):
         net = _dilate(_create(name, pretrained), output_stride)
         return TimmBackbone(net, [min(s, output_stride) for s in net.feature_info.reduction()])

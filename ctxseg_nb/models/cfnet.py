@@ -145,7 +145,7 @@ class GlobalPooling(nn.Module):
 
     def forward(self, x): return self.conv(x.mean((2, 3), keepdim=True)).expand_as(x)
 
-# %% ../../nbs/models/15_cfnet.ipynb #55aba4b1
+# %% ../../nbs/models/15_cfnet.ipynb #68c455f5
 class CFHead(nn.Module):
     "Each position gathers what occurs together with it, and the mean of all (Zhang et al. 2019, figure 3)"
     def __init__(self,
@@ -156,23 +156,28 @@ class CFHead(nn.Module):
         global_pool: bool = True,  # the global pooling branch?
         encoding: bool = False,    # context encoding and SE-loss too? (table 2's "Enc")
         dropout: float = .1,       # share of co-occurrent positions, and of channels before the classifier
-        **options,                 # `n_heads`, `n_mix`, `dilation`, `pool` and `local` of `ACF`
+        n_heads: int = 4,          # H of `ACF`
+        n_mix: int = 2,            # K of `ACF`
+        **options,                 # `dilation`, `pool` and `local` of `ACF`
     ):
         super().__init__()
         if options and not acf: raise ValueError(f'acf: expected True with {", ".join(options)}, found False')
         if not (acf or global_pool): raise ValueError('expected acf or global_pool, found neither; the head without context is fcn')
-        parts = options.get('n_heads', 4)*options.get('n_mix', 2) if acf else 1
+        parts = n_heads*n_mix if acf else 1
         n = width or -(-head_width(channels)//parts)*parts
-        self.acf, self.pool = ACF(n, dropout=dropout, **options) if acf else None, GlobalPooling(n) if global_pool else None
+        self.acf, self.pool = ACF(n, n_heads, n_mix, dropout=dropout, **options) if acf else None, GlobalPooling(n) if global_pool else None
         self.reduce, self.fuse = conv_bn_relu(channels[-1], n), Fuse(n, n*(acf + global_pool), n, 1)
         self.encoding, self.losses = (ContextEncoding(n, n_classes=n_classes), (('se_presence', .2, SELoss()),)) if encoding else (None, ())
         self.classify = classifier(n, n_classes, dropout)
 
-    def forward(self, maps):
-        x = self.reduce(maps[-1])
-        y = self.fuse(x, torch.cat([part(x) for part in (self.acf, self.pool) if part is not None], 1))
-        y, p = (y, None) if self.encoding is None else self.encoding(y)
-        return {'logits': self.classify(y)} | ({} if p is None else {'presence': p})
+# %% ../../nbs/models/15_cfnet.ipynb #ad6ad3e5
+def _forward(self, maps):
+    x = self.reduce(maps[-1])
+    y = self.fuse(x, torch.cat([part(x) for part in (self.acf, self.pool) if part is not None], 1))
+    y, p = (y, None) if self.encoding is None else self.encoding(y)
+    return {'logits': self.classify(y)} | ({} if p is None else {'presence': p})
+
+CFHead.forward = _forward
 
 # %% ../../nbs/models/15_cfnet.ipynb #d6164a00
 register_model('cfnet')(CFHead)

@@ -13,7 +13,7 @@ from .losses import SegmentationLoss, class_weights, count_labels
 from .metrics import segmentation_metrics
 
 # %% auto #0
-__all__ = ['RECIPES', 'poly', 'head_first', 'training_counts', 'LossParts', 'segmentation_learner']
+__all__ = ['RECIPES', 'poly', 'head_first', 'training_counts', 'LossParts', 'TellProgress', 'segmentation_learner']
 
 # %% ../../nbs/training/33_learner.ipynb #3c109700
 def poly(
@@ -92,6 +92,14 @@ class LossParts(Callback):
     def after_fit(self):
         if self.parts: self.recorder.parts = self.parts
 
+# %% ../../nbs/training/33_learner.ipynb #322829cd
+class TellProgress(Callback):
+    "Call `set_progress(t)` of all parts of the model that have it before every training step, t = 0 to 1"
+    run_valid = False
+    def before_batch(self):
+        for m in self.model.modules():
+            if hasattr(m, 'set_progress'): m.set_progress(self.pct_train)
+
 # %% ../../nbs/training/33_learner.ipynb #f637711b
 @patch
 def plot_parts(self: Recorder,
@@ -126,7 +134,7 @@ def _class_weights(weights, dls, n_classes):
     if weights != 'sqrt': raise ValueError(f"weights: expected 'sqrt', None or a tensor, found {weights!r}")
     return class_weights(training_counts(dls, n_classes))
 
-# %% ../../nbs/training/33_learner.ipynb #be988338
+# %% ../../nbs/training/33_learner.ipynb #c912924d
 def segmentation_learner(
     dls,                # `DataLoaders` with a `card`, as `segmentation_dls` gives
     model='fcn',        # name for `create_model`, or a `Segmentor`
@@ -136,7 +144,7 @@ def segmentation_learner(
     head_lr: float | None = None,  # the head's rate as a multiple of the backbone's; 10 with 'sgd', 1 with 'adamw'
     weights='sqrt',     # class weights: 1/sqrt(frequency) in training, (K,) tensor, or None
     metrics=None,       # `segmentation_metrics(dls.card)` where not given
-    cbs=None,           # callbacks beside `LossParts`
+    cbs=None,           # callbacks beside `LossParts` and `TellProgress`
     path=None,          # folder of the learner; that of `dls` where not given
     **options,          # of the model, to `create_model`
 ) -> Learner:
@@ -147,4 +155,4 @@ def segmentation_learner(
     keep_memory()
     return Learner(dls, model, SegmentationLoss(model.loss_parts, _class_weights(weights, dls, card.n_classes)),
                    head_first(r['opt_func'], head_lr or r['head_lr']), lr=lr or r['lr'], wd_bn_bias=r['wd_bn_bias'], splitter=param_groups,
-                   metrics=segmentation_metrics(card) if metrics is None else metrics, cbs=[LossParts(), *L(cbs)], path=path)
+                   metrics=segmentation_metrics(card) if metrics is None else metrics, cbs=[LossParts(), TellProgress(), *L(cbs)], path=path)
