@@ -11,7 +11,12 @@ from .data.scenes import *
 from .data.datasets import *
 from .data.blocks import *
 
-# %% ../nbs/all.ipynb #de286dd7
+# %% ../nbs/all.ipynb #3e975fa1
+from .crf.graph import *
+from .crf.dense import *
+from .crf.guided import *
+
+# %% ../nbs/all.ipynb #4c6fdc84
 from .models.backbones import *
 from .models.segmentor import *
 from .models.hosts import *
@@ -20,13 +25,16 @@ from .models.encnet_cifar import *
 from .models.cfnet import *
 from .models.memory import *
 from .models.mcibi import *
+from .models.deepcrf import *
+from .models.refine import *
 
-# %% ../nbs/all.ipynb #e7624088
+# %% ../nbs/all.ipynb #f0969a27
 from .training.losses import *
 from .training.metrics import *
 from .training.checkpoint import *
 from .training.learner import *
 from .training.cifar import *
+from .training.asynchronous import *
 from .inference.multiscale import *
 from .analysis.compare import *
 from .analysis.frozen import *

@@ -16,9 +16,10 @@ from ..models.segmentor import create_model
 from ..training.losses import SegmentationLoss
 
 # %% auto #0
-__all__ = ['TRAINING_STEP', 'FORM', 'SECONDS', 'PEAK', 'ENCODING', 'COOCCURRENCE', 'UPDATE', 'BENCHMARKS', 'side_by_side',
-           'seconds_of', 'number_in_process', 'memory_benchmark', 'peak_of', 'compare_forms', 'encoding_benchmark',
-           'cooccurrence_benchmark', 'update_benchmark', 'images_per_second', 'speed_benchmark', 'run_benchmark']
+__all__ = ['TRAINING_STEP', 'FORM', 'SECONDS', 'PEAK', 'ENCODING', 'COOCCURRENCE', 'UPDATE', 'PAIRS', 'BENCHMARKS',
+           'side_by_side', 'seconds_of', 'number_in_process', 'memory_benchmark', 'peak_of', 'compare_forms',
+           'encoding_benchmark', 'cooccurrence_benchmark', 'update_benchmark', 'pairs_benchmark', 'images_per_second',
+           'speed_benchmark', 'run_benchmark']
 
 # %% ../../nbs/analysis/53_benchmarks.ipynb #96da9193
 def side_by_side(
@@ -194,6 +195,27 @@ def update_benchmark(
     "One update of a feature memory in both forms"
     return compare_forms('p*naive(M, f, y, .9)', 'p*ours(M, f, y, .9)', UPDATE.format(B=B, C=C, cells=cells, K=K), **options)
 
+# %% ../../nbs/analysis/53_benchmarks.ipynb #948db97c
+PAIRS = """
+from torch.nn.functional import linear, relu
+from ctxseg_nb.crf.graph import range_box_edges
+from ctxseg_nb.models.deepcrf import PairwiseNet
+net, (p, q) = PairwiseNet({C}, {K}), range_box_edges({side}, {side})[0]
+f = torch.randn({side}**2, {C}, requires_grad=True)
+def concatenated():
+    W = torch.cat([net.p.weight, net.q.weight], 1)
+    return net.out(relu(linear(torch.cat([f[p], f[q]], 1), W, net.p.bias)))
+def split(): return net(f, torch.stack([p, q])).flatten(1)
+"""
+def pairs_benchmark(
+    side: int = 35,  # of the map, cells
+    C: int = 4608,   # channels
+    K: int = 21,     # classes
+    **options,       # to `compare_forms`
+) -> dict[str, float]:  # of `compare_forms`: a for each pair, b split
+    "Forward and backward pass of the pairwise network in both forms"
+    return compare_forms('concatenated()', 'split()', PAIRS.format(side=side, C=C, K=K), **options)
+
 # %% ../../nbs/analysis/53_benchmarks.ipynb #652295f6
 def images_per_second(
     model: str,                   # name
@@ -216,12 +238,12 @@ def images_per_second(
         loss(out, y).backward(); opt.step()
     return bs/seconds_of(step, n)
 
-# %% ../../nbs/analysis/53_benchmarks.ipynb #e4c32dad
+# %% ../../nbs/analysis/53_benchmarks.ipynb #1f7c288a
 def speed_benchmark():
     "Crops of 480×480 a second, in training, of FCN, EncNet, CFNet and MCIBI on ResNet-50d"
     return {f'{m}_images_per_second': images_per_second(m) for m in ('fcn', 'encnet', 'cfnet', 'mcibi')}
 
-BENCHMARKS = dict(memory=memory_benchmark, encoding=encoding_benchmark, cooccurrence=cooccurrence_benchmark, update=update_benchmark, speed=speed_benchmark)
+BENCHMARKS = dict(memory=memory_benchmark, encoding=encoding_benchmark, cooccurrence=cooccurrence_benchmark, update=update_benchmark, pairs=pairs_benchmark, speed=speed_benchmark)
 
 def run_benchmark(
     name: str,  # one of `BENCHMARKS`

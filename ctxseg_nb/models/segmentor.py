@@ -180,12 +180,13 @@ def fcn(
     "The fully convolutional baseline"
     return create_model('fcn', n_classes, backbone, **kwargs)
 
-# %% ../../nbs/models/11_segmentor.ipynb #e13a23bd
+# %% ../../nbs/models/11_segmentor.ipynb #7b832d97
 def param_groups(
     model: Segmentor,  # or any module with a `backbone`
 ) -> list[list[nn.Parameter]]:  # the backbone's, all others
-    "Parameters of the backbone and of the heads"
-    return [[p for n, p in model.named_parameters() if n.startswith('backbone.') == b] for b in (True, False)]
+    "Parameters of the backbone, and of the heads and a backbone's `new` layers"
+    def is_old(name): return name.startswith('backbone.') and '.new.' not in name
+    return [[p for n, p in model.named_parameters() if is_old(n) == b] for b in (True, False)]
 
 # %% ../../nbs/models/11_segmentor.ipynb #894192c8
 _FORMAT = 1  # of the JSON beside the tensors
