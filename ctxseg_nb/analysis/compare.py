@@ -120,7 +120,7 @@ def _experiment(name, arms, inputs):
         if inputs.get(k) is None: raise ValueError(f'the experiment {name!r} needs {what}: --{k}')
     return ex
 
-# %% ../../nbs/analysis/50_compare.ipynb #7ca642eb
+# %% ../../nbs/analysis/50_compare.ipynb #3b997195
 def run_experiment(
     name: str,                # one of `EXPERIMENTS`
     seeds: int = 3,           # seeds 0 ... seeds-1
@@ -142,6 +142,7 @@ def run_experiment(
     with FileLock(Path(work)/name/'lock'): _compare(ex, file, work)
     return read_results(file)
 
+# %% ../../nbs/analysis/50_compare.ipynb #488ce818
 def _compare(ex, file, work):
     "Write what follows from all runs: the paired bootstrap, IoU by class"
     results = _begin(ex, file)

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 # %% auto #0
-__all__ = ['PADDING', 'BACKBONES', 'conv_bn_relu', 'full_precision', 'at_least_float32', 'ResBlock', 'Stages', 'tiny_resnet',
-           'influence', 'receptive_field', 'TimmBackbone', 'unknown_name', 'timm_backbone', 'read_tensors',
-           'load_tensors', 'SqueezeNet', 'squeezenet1_0', 'create_backbone']
+__all__ = ['PADDING', 'BACKBONES', 'conv_bn_relu', 'ResBlock', 'Stages', 'tiny_resnet', 'influence', 'receptive_field',
+           'TimmBackbone', 'unknown_name', 'timm_backbone', 'read_tensors', 'load_tensors', 'SqueezeNet',
+           'squeezenet1_0', 'create_backbone']
 
 # %% ../../nbs/models/10_backbones.ipynb #90c2257d
 PADDING = 'replicate'  # of every 3×3 convolution made here; as `padding_mode` of `nn.Conv2d`
@@ -31,21 +31,6 @@ def conv_bn_relu(
     "Convolution, batch norm, ReLU: (B, cin, H, W) → (B, cout, ⌈H/stride⌉, ⌈W/stride⌉)"
     conv = nn.Conv2d(cin, cout, k, stride, dilation*(k//2), dilation, bias=False, padding_mode=PADDING if k > 1 else 'zeros')
     return nn.Sequential(conv, nn.BatchNorm2d(cout), *[nn.ReLU(inplace=True)]*relu)
-
-# %% ../../nbs/models/10_backbones.ipynb #ad3d4218
-def full_precision(
-    x: torch.Tensor,  # on the device in question
-) -> torch.autocast:  # a context manager
-    "Leave autocast"
-    kind = x.device.type
-    return torch.autocast(kind if torch.amp.is_autocast_available(kind) else 'cpu', enabled=False)
-
-# %% ../../nbs/models/10_backbones.ipynb #918a593a
-def at_least_float32(
-    x: torch.Tensor,  # floating
-) -> torch.Tensor:
-    "Half precision as float32, anything else as it is"
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 # %% ../../nbs/models/10_backbones.ipynb #1518be91
 class ResBlock(nn.Module):
