@@ -34,7 +34,7 @@ def _check(features, mask, n_classes, ignore_index):
         raise ValueError(f'expected features (B, C, h, w) and an integer mask (B, H, W), found {tuple(features.shape)} and {tuple(mask.shape)} of {mask.dtype}')
     if mask.device.type == 'cpu': check_labels(mask, n_classes, ignore_index, 'mask')
 
-# %% ../../nbs/models/16_memory.ipynb #50ab6e39
+# %% ../../nbs/models/16_memory.ipynb #70ab6f5e
 class LabelledPixels:
     "Features as if interpolated bilinearly to the size of their mask, and what can be summed over the pixels of each class (Jin et al. 2021, eqs. 8 to 10)"
     def __init__(self,
@@ -44,9 +44,9 @@ class LabelledPixels:
         ignore_index: int = IGNORE,  # label of void pixels
     ):
         _check(features, mask, n_classes, ignore_index)
-        self.f, self.n_columns = F.pad(at_least_float32(features.detach()), (0, 1, 0, 1), 'replicate'), n_classes + 1
-        mask = mask.long()
-        self.label = mask.where((mask >= 0) & (mask < n_classes) & (mask != ignore_index), n_classes)   # (B, H, W)
+        sound, mask = features.isfinite().all(), mask.long()   # otherwise there are no pixels here
+        self.f, self.n_columns = F.pad(at_least_float32(features.detach()).where(sound, 0), (0, 1, 0, 1), 'replicate'), n_classes + 1
+        self.label = mask.where((mask >= 0) & (mask < n_classes) & (mask != ignore_index) & sound, n_classes)   # (B, H, W)
         self.valid = self.label < n_classes
         (h, w), (H, W) = features.shape[2:], mask.shape[1:]
         (self.i, λ), (self.j, μ) = _between(H, h, self.f), _between(W, w, self.f)
@@ -105,7 +105,7 @@ def _clustered(px):
     for _ in range(3): found = _over_ranks(px.sums((10*(px.cosine(_mean(found)) - 1)).exp()))
     return found
 
-# %% ../../nbs/models/16_memory.ipynb #073ad033
+# %% ../../nbs/models/16_memory.ipynb #a6ee2e85
 class FeatureMemory(nn.Module):
     "One feature vector for each class, from all that was seen in training (Jin et al. 2021, section 3.2)"
     def __init__(self,
@@ -121,6 +121,12 @@ class FeatureMemory(nn.Module):
             self.register_buffer(f'{name}memory', torch.zeros(n_classes, dim), persistent=not name)
             self.register_buffer(f'{name}seen', torch.zeros(n_classes, dtype=torch.bool), persistent=not name)
         self.register_buffer('total', torch.zeros(2, n_classes, dim + 1), persistent=False)   # sums over the last batch
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        for name, b in self._buffers.items():   # sums of pixels do not fit into half precision
+            if b.is_floating_point(): self._buffers[name] = at_least_float32(b)
+        return self
 
     def rows(self):
         "A copy of the memory (K, C), zero where nothing has been seen"

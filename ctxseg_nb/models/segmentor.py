@@ -18,8 +18,9 @@ from ..core import IGNORE, IMAGENET_STATS, at_least_float32, atomic_write
 from .backbones import conv_bn_relu, create_backbone, load_tensors, unknown_name
 
 # %% auto #0
-__all__ = ['MODELS', 'head_width', 'classifier', 'FCNHead', 'upsample', 'aux_loss', 'check_images', 'Segmentor', 'GAPHead',
-           'register_model', 'known_models', 'create_model', 'fcn', 'param_groups', 'save_model', 'load_model']
+__all__ = ['MODELS', 'head_width', 'classifier', 'FCNHead', 'upsample', 'aux_loss', 'check_images', 'tell_progress', 'Segmentor',
+           'GAPHead', 'register_model', 'known_models', 'create_model', 'fcn', 'param_groups', 'save_model',
+           'load_model']
 
 # %% ../../nbs/models/11_segmentor.ipynb #e275ff6e
 def head_width(
@@ -63,13 +64,14 @@ def upsample(
     "Bilinear interpolation between cell centres"
     return F.interpolate(logits, size=size, mode='bilinear', align_corners=False)
 
-# %% ../../nbs/models/11_segmentor.ipynb #26a36f1d
+# %% ../../nbs/models/11_segmentor.ipynb #ab61d243
 def aux_loss(
-    out: dict,             # of a model; 'aux' holds logits (B, K, H, W)
+    out: dict,             # of a model
     target: torch.Tensor,  # (B, H, W) labels
+    key: str = 'aux',      # of the logits (B, K, h, w) in `out`, which are interpolated to the target's size
 ) -> torch.Tensor:  # scalar, float32 at least; 0 where nothing is labelled
-    "Mean cross-entropy of an auxiliary head over the labelled pixels"
-    z = out['aux']
+    "Mean cross-entropy of an auxiliary segmentation over the labelled pixels"
+    z = out[key] if out[key].shape[-2:] == target.shape[-2:] else upsample(out[key], target.shape[-2:])
     total = F.cross_entropy(at_least_float32(z), target, ignore_index=IGNORE, reduction='sum')
     return total/(target != IGNORE).sum().clamp(min=1)
 
@@ -82,7 +84,16 @@ def check_images(
     if x.ndim == 4 and x.shape[1] == 3 and x.is_floating_point(): return x
     raise ValueError(f'expected floating images (B, 3, H, W), found {tuple(x.shape)} of {x.dtype}')
 
-# %% ../../nbs/models/11_segmentor.ipynb #c3cbc1ee
+# %% ../../nbs/models/11_segmentor.ipynb #9b197096
+def tell_progress(
+    model: nn.Module,
+    t: float,  # share of the training that is done, 0 to 1
+):
+    "Call `set_progress(t)` of all parts of the model that have it"
+    for m in model.modules():
+        if m is not model and hasattr(m, 'set_progress'): m.set_progress(t)
+
+# %% ../../nbs/models/11_segmentor.ipynb #f4f5e0de
 class Segmentor(nn.Module):
     "Backbone and head: images (B, 3, H, W) → logits (B, K, H, W); in training, a dict of all outputs"
     config = None  # what `create_model` made it from
@@ -106,6 +117,7 @@ class Segmentor(nn.Module):
         return out | {k: upsample(out[k], x.shape[-2:]) for k in ('logits', 'aux') if k in out}
 
     def forward(self, x): return self.outputs(x) if self.training else self.outputs(x)['logits']
+    def set_progress(self, t): tell_progress(self, t)
 
 # %% ../../nbs/models/11_segmentor.ipynb #bbaff800
 class GAPHead(nn.Module):

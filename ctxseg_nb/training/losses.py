@@ -67,7 +67,7 @@ def pixel_cross_entropy(
     norm = w.sum(dims)
     return (w*ce).sum(dims)/(norm + (norm == 0))
 
-# %% ../../nbs/training/30_losses.ipynb #834a0f43
+# %% ../../nbs/training/30_losses.ipynb #16de2160
 def _plain(x): return x.as_subclass(torch.Tensor)  # fastai's TensorImage and TensorMask run their own dispatch
 
 class SegmentationLoss(nn.Module):
@@ -87,7 +87,9 @@ class SegmentationLoss(nn.Module):
     def forward(self, pred, target):
         target, out = _plain(target), pred if isinstance(pred, dict) else {'logits': pred}
         found = {'pixel': pixel_cross_entropy(_plain(out['logits']), target, self.weight, self.ignore_index, self.reduction)}
-        if isinstance(pred, dict): found |= {name: at_least_float32(fn(pred, target)) for name, _, fn in self.parts}
+        if isinstance(pred, dict):
+            target = target.where(target != self.ignore_index, IGNORE)   # parts know void by this label
+            found |= {name: at_least_float32(fn(pred, target)) for name, _, fn in self.parts}
         self.values = {name: v.detach() for name, v in found.items()}
         return found['pixel'] + sum(λ*found[name] for name, λ, _ in self.parts if name in found)
 
