@@ -105,7 +105,7 @@ CONTROLS = {name: dict(model=name) for name in ('fcn', 'gap', 'gap_local', 'fcn_
 SCENES = dict(size=96, n_train=600, n_valid=200, bs=16, epochs=25, lr=4e-3)
 PHOTOS = dict(path='the folder of the data set', weights="SqueezeNet's weights: a safetensors file, or 'imagenet'")
 
-# %% ../../nbs/analysis/52_experiments.ipynb #23276994
+# %% ../../nbs/analysis/52_experiments.ipynb #ad90ab74
 register_experiment(Experiment('scenes', 'FCN and the simplest context on the embedded scenes', scenes_arm,
     {k: CONTROLS[k] for k in ('fcn', 'gap')}, SCENES))
 register_experiment(Experiment('encnet', 'EncNet on the embedded scenes, step by step', scenes_arm,
@@ -119,8 +119,8 @@ register_experiment(Experiment('cfnet', 'CFNet on the embedded scenes, part by p
          acf=dict(model='cfnet', global_pool=False), acf_gp=dict(model='cfnet'), acf_gp_enc=dict(model='cfnet', encoding=True)),
     SCENES | dict(n_train=800, epochs=30)))
 register_experiment(Experiment('cfnet-ablation', 'Softmaxes, heads and the rate of Φ of CFNet, on two kinds of scene', scenes_arm,
-    {f'K{k}_H{h}': dict(model='cfnet', n_mix=k, n_heads=h) for k in (1, 2, 4) for h in (1, 4)}
-    | {f'rate_{d}': dict(model='cfnet', dilation=d) for d in (1, 8)},
+    {f'K{k}_H{h}': dict(model='cfnet', n_mix=k, n_heads=h) for k in (1, 2, 4) for h in (1, 2, 4)}
+    | {f'rate_{d}': dict(model='cfnet', dilation=d) for d in (1, 2, 8)},
     SCENES | dict(size=64, n_train=300, epochs=12, kinds=['regions', 'position']), baseline='K1_H1'));
 
 # %% ../../nbs/analysis/52_experiments.ipynb #b2d6d928
