@@ -11,7 +11,7 @@ from ..models.deepcrf import sub_iterations
 # %% auto #0
 __all__ = ['AsynchronousPairs']
 
-# %% ../../nbs/training/35_async.ipynb #7995e369
+# %% ../../nbs/training/35_async.ipynb #70480a38
 class AsynchronousPairs(Callback):
     "Train the pairwise networks of `deepcrf` in sub-iterations over all pairs (Lin et al. 2017, section 8.2)"
     run_valid = False
@@ -26,7 +26,7 @@ class AsynchronousPairs(Callback):
         head = self.model.head
         if not hasattr(head, 'learn_pairs'): raise ValueError(f'AsynchronousPairs: expected a model with pairwise networks, found {type(head).__name__}')
         opts = {net: torch.optim.SGD(net.parameters(), self.lr, self.mom, weight_decay=self.wd) for net in head.pairs.values()}
-        self.sample, head.sample = head.sample, None
+        self.before, head.sample = (head.sample, head.learn_pairs), None
         head.learn_pairs = lambda net, f, edges, y: sub_iterations(net, f, edges, y, opts[net], self.n)
 
-    def after_fit(self): self.model.head.sample, self.model.head.learn_pairs = self.sample, None
+    def after_fit(self): self.model.head.sample, self.model.head.learn_pairs = self.before
