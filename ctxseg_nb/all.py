@@ -28,7 +28,7 @@ from .models.mcibi import *
 from .models.deepcrf import *
 from .models.refine import *
 
-# %% ../nbs/all.ipynb #f0969a27
+# %% ../nbs/all.ipynb #1040b97f
 from .training.losses import *
 from .training.metrics import *
 from .training.checkpoint import *
@@ -39,6 +39,7 @@ from .inference.multiscale import *
 from .analysis.compare import *
 from .analysis.frozen import *
 from .analysis.experiments import *
+from .analysis.random_fields import *
 from .analysis.benchmarks import *
 from .analysis.widgets import *
 

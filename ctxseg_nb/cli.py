@@ -174,7 +174,7 @@ def cifar(
     with atomic_write(Path(out)/'curves.png') as tmp: plot_errors({model: Path(out)/'curves.json'}).figure.savefig(tmp, format='png', bbox_inches='tight')
     print(f'look at {out}/curves.png')
 
-# %% ../nbs/cli.ipynb #018ed9cb
+# %% ../nbs/cli.ipynb #487a5082
 @command
 def experiment(
     names: list,              # of comparisons; without one, they are listed
@@ -186,7 +186,7 @@ def experiment(
 ):
     "Run named comparisons, or what is missing of them"
     from ctxseg_nb.analysis.compare import EXPERIMENTS, print_results, run_experiment
-    import ctxseg_nb.analysis.experiments
+    import ctxseg_nb.analysis.experiments, ctxseg_nb.analysis.random_fields
     if not names: print('\n'.join(f'{e.name:18}{e.about}; {", ".join(e.arms)}' for e in EXPERIMENTS.values()))
     for name in names: print_results(run_experiment(name, seeds, out, arms=arms and arms.split(','), **{k: v for k, v in dict(path=path, weights=weights).items() if v}))
 

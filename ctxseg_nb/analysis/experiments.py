@@ -20,8 +20,8 @@ from ..models.segmentor import create_model
 from ..training.learner import segmentation_learner
 
 # %% auto #0
-__all__ = ['DATASETS', 'CONTROLS', 'SCENES', 'PHOTOS', 'HOST_HEADS', 'MCIBI', 'MCIBI_HOSTS', 'NARROW', 'count_validation',
-           'figures_of', 'Tint', 'train_arm', 'scenes_arm', 'photos_arm', 'frozen_photos_arm', 'gap_closed']
+__all__ = ['DATASETS', 'CONTROLS', 'SCENES', 'PHOTOS', 'HOST_HEADS', 'MCIBI', 'MCIBI_HOSTS', 'count_validation', 'figures_of',
+           'Tint', 'train_arm', 'scenes_arm', 'photos_arm', 'frozen_photos_arm', 'gap_closed']
 
 # %% ../../nbs/analysis/52_experiments.ipynb #eddbda1e
 @torch.inference_mode()
@@ -55,7 +55,7 @@ class Tint(nn.Module):
 
     def forward(self, x): return x + self.shift
 
-# %% ../../nbs/analysis/52_experiments.ipynb #104be470
+# %% ../../nbs/analysis/52_experiments.ipynb #b127a2b7
 def train_arm(
     dls,           # `DataLoaders` with a `card`
     seed: int,     # of initial weights, order and augmentation
@@ -64,7 +64,6 @@ def train_arm(
     lr: float,     # at the top of the one-cycle schedule
     multiscale: dict | None = None,  # score once more with `predict_multiscale`, as figure `miou_ms`
     tint: tuple | None = None,       # score once more in another light, see `Tint`, as figure `miou_tinted`
-    unary: bool = False,             # score the unary potentials of `deepcrf` by themselves too, as figures `unary_...`
     **options,     # to `segmentation_learner`
 ) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
     "Train one model and score it"
@@ -74,9 +73,6 @@ def train_arm(
     def again(model, **kw): return mean_iou_of(count_validation(model, dls, **kw).sum(0))
     more = {} if multiscale is None else dict(miou_ms=again(learn.model, **multiscale))
     if tint is not None: more['miou_tinted'] = again(nn.Sequential(Tint(tint), learn.model))
-    if unary:
-        learn.model.head.n_iters = 0
-        more |= {f'unary_{k}': v for k, v in figures_of(count_validation(learn.model, dls), dls.card).items()}
     return figures_of(counts, dls.card) | more, counts
 
 # %% ../../nbs/analysis/52_experiments.ipynb #bff5d1b1
@@ -140,12 +136,6 @@ register_experiment(Experiment('mcibi-few', 'MCIBI and controls on 30 to 600 sce
     {f'{k}_{n}': o | dict(n_train=n, epochs=2400//n) for n in (30, 150, 600)
      for k, o in (HOST_HEADS | MCIBI).items() if k in ('fcn', 'memory', 'random')},
     SCENES | dict(size=64, kinds=['prototypes']), baseline='random_150'));
-
-# %% ../../nbs/analysis/52_experiments.ipynb #db45b937
-NARROW = dict(backbone='featmaps', backbone_options=dict(nets=1, block_width=32, scales=[1.], windows=[]), width=64)
-register_experiment(Experiment('deepcrf', 'Pairwise potentials on the embedded scenes, beside their own unary', scenes_arm,
-    {k: dict(model='deepcrf', relations=r, unary=True, **NARROW) for k, r in dict(surrounding=['surrounding'], both=['surrounding', 'above']).items()},
-    SCENES | dict(n_train=300, epochs=10), baseline='surrounding'));
 
 # %% ../../nbs/analysis/52_experiments.ipynb #6fdc7d21
 register_experiment(Experiment('camvid', 'FCN on CamVid, street scenes at 240×180', photos_arm,

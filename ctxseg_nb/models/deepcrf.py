@@ -161,7 +161,7 @@ def cell_labels(
     "The label in the middle of each cell"
     return F.interpolate(target[:, None].float(), size, mode='nearest-exact').long().flatten()
 
-# %% ../../nbs/models/18_deepcrf.ipynb #296e1785
+# %% ../../nbs/models/18_deepcrf.ipynb #a88674e2
 @register_model('deepcrf')
 class DeepCRFHead(nn.Module):
     "Unary and pairwise potentials of the cells; in evaluation their log-marginals (Lin et al. 2017, section 3)"
@@ -173,18 +173,24 @@ class DeepCRFHead(nn.Module):
         separate: bool = False,  # a map for each potential, the unary's first, rather than the last map for all?
         sample: int | None = 4096,  # pairs of a relation in a training step, drawn at random; None: all
         n_iters: int = 3,     # of mean field
+        pair_weight: float = 1.,  # of the pairs' scores in mean field
     ):
         super().__init__()
         c = list(channels) if separate else [channels[-1]]*(1 + len(relations))
         if len(c) != 1 + len(relations): raise ValueError(f'separate: expected {1 + len(relations)} maps, one for each potential, found {len(c)}')
         self.unary = UnaryNet(c[0], n_classes, width)
         self.pairs = nn.ModuleDict({r: PairwiseNet(n, n_classes, width) for r, n in zip(relations, c[1:])})
-        self.separate, self.sample, self.n_iters, self.learn_pairs = separate, sample, n_iters, _pair_loss
+        self.separate, self.sample, self.learn_pairs = separate, sample, _pair_loss
+        self.n_iters, self.pair_weight = n_iters, pair_weight
 
-# %% ../../nbs/models/18_deepcrf.ipynb #90d2ff36
-def _forward(self, maps):
+# %% ../../nbs/models/18_deepcrf.ipynb #b71874c7
+def _potentials(self, maps):
+    "Unary scores (B, K, h, w), and the features (B, C, h, w) of each relation"
     maps = maps if self.separate else maps[-1:]*(1 + len(self.pairs))
-    z, features = self.unary(maps[0]), dict(zip(self.pairs, maps[1:]))
+    return self.unary(maps[0]), dict(zip(self.pairs, maps[1:]))
+
+def _forward(self, maps):
+    z, features = self.potentials(maps)
     return {'logits': z} | features if self.training else {'logits': self.infer(z, features)}
 
 def _infer(self,
@@ -194,15 +200,15 @@ def _infer(self,
     "Log-marginals (B, K, h, w)"
     b, _, h, w = z.shape
     edges = [batch_edges(b, h, w, r, z.device) for r in features]
-    scores = [_scores(self.pairs[r], _cells(f), e) for (r, f), e in zip(features.items(), edges)]
+    scores = [_scores(self.pairs[r], _cells(f), e, self.pair_weight) for (r, f), e in zip(features.items(), edges)]
     return mean_field(_cells(z), scores, edges, self.n_iters).unflatten(0, (b, h, w)).movedim(3, 1)
 
-def _scores(net, f, edges):
-    "Slice of edges → their scores"
+def _scores(net, f, edges, weight):
+    "Slice of edges → their weighted scores"
     nodes = net.nodes(f)
-    return lambda c: net.edges(nodes, edges[:, c])
+    return lambda c: weight*net.edges(nodes, edges[:, c])
 
-DeepCRFHead.forward, DeepCRFHead.infer = _forward, _infer
+DeepCRFHead.potentials, DeepCRFHead.forward, DeepCRFHead.infer = _potentials, _forward, _infer
 
 # %% ../../nbs/models/18_deepcrf.ipynb #f119d213
 def _pair_loss(net, f, edges, labels): return pair_nll(net(f, edges), labels, edges, net.K)

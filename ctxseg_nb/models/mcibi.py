@@ -169,10 +169,10 @@ class MCIBIHead(nn.Module):
         self.rows, self.context, self.augment = Rows(rows, n_classes, n, **memory), DatasetContext(n, n_classes, relation), Augment(n, within, fuse)
         self.classify, self.alpha, self.beta = classifier(n, n_classes, dropout), alpha, beta
 
-# %% ../../nbs/models/17_mcibi.ipynb #7e7fe66a
-def _remember_rows(out, target):
+# %% ../../nbs/models/17_mcibi.ipynb #77299a26
+def _remember_rows(rows, out, target):
     "The loss of weight 0 that updates the memory"
-    return out['rows'].remember(out['features'], target, out['classifier'])
+    return rows.remember(out['features'], target, out['classifier'])
 
 def _forward(self, maps):
     (r, within, out), M = self.gather(self.host, maps), self.rows()
@@ -180,10 +180,10 @@ def _forward(self, maps):
     out = out | {'logits': self.classify(self.augment(r, c, within)), 'rough': z}
     if not self.training or self.rows.memory is None: return out
     return out | {'features': r, 'rcl': self.classify(M[..., None, None]).flatten(1), 'seen': self.rows.memory.seen.clone(),
-                  'rows': self.rows, 'classifier': self.classify[-1].weight}
+                  'classifier': self.classify[-1].weight}
 
 def _losses(self):
-    kept = (('rcl', self.beta, RCLLoss()), ('drift', 0., _remember_rows)) if self.rows.memory is not None else ()
+    kept = (('rcl', self.beta, RCLLoss()), ('drift', 0., partial(_remember_rows, self.rows))) if self.rows.memory is not None else ()
     return (*self.host.losses, ('rough', self.alpha, partial(aux_loss, key='rough')), *kept)
 
 MCIBIHead.forward, MCIBIHead.losses = _forward, property(_losses)

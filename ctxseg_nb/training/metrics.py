@@ -11,8 +11,9 @@ from fastai.learner import Metric
 from ..core import IGNORE, Card, check_labels
 
 # %% auto #0
-__all__ = ['confusion_matrix', 'iou', 'pixel_accuracy', 'mean_accuracy', 'mean_iou', 'ConfusionMatrix', 'MatrixMetric',
-           'PixelAccuracy', 'MeanAccuracy', 'MIoU', 'GroupIoU', 'ClassIoU', 'segmentation_metrics']
+__all__ = ['confusion_matrix', 'iou', 'pixel_accuracy', 'mean_accuracy', 'mean_iou', 'reliability', 'calibration_error',
+           'ConfusionMatrix', 'MatrixMetric', 'PixelAccuracy', 'MeanAccuracy', 'MIoU', 'GroupIoU', 'ClassIoU',
+           'segmentation_metrics']
 
 # %% ../../nbs/training/31_metrics.ipynb #fd1e53dd
 def _labels(pred, target, n_classes):
@@ -73,6 +74,26 @@ def mean_iou(
     labels = list(range(len(cm)) if classes is None else classes)
     check_labels(torch.tensor(labels + [background]*(background is not None)), len(cm), None, 'mean_iou')
     return iou(cm)[[c for c in labels if c != background]].nanmean()
+
+# %% ../../nbs/training/31_metrics.ipynb #c5adeef9
+def reliability(
+    probs: torch.Tensor,   # (B, K, H, W) probabilities
+    target: torch.Tensor,  # (B, H, W) labels
+    n_bins: int = 15,      # of equal width
+    ignore_index: int = IGNORE,  # label of void pixels in `target`
+) -> torch.Tensor:  # (n_bins, 3) float64: pixels, sum of the largest probabilities, right ones
+    "Pixels by the probability of the label they are given"
+    valid, (said, label) = target != ignore_index, probs.max(1)
+    said, right = said[valid].double(), (label == target)[valid].double()
+    bins = (said*n_bins).ceil().long().sub(1).clamp(0, n_bins - 1)
+    return said.new_zeros(n_bins, 3).index_add_(0, bins, torch.stack([torch.ones_like(said), said, right], 1))
+
+def calibration_error(
+    bins: torch.Tensor,  # (n_bins, 3) sums of `reliability`
+) -> torch.Tensor:  # scalar float64, 0..1
+    "Expected calibration error (Guo et al. 2017, equation 3)"
+    n, said, right = bins.unbind(1)
+    return (said - right).abs().sum()/n.sum()
 
 # %% ../../nbs/training/31_metrics.ipynb #12d600a4
 def _sum_ranks(counts):
