@@ -16,7 +16,7 @@ from .crf.graph import *
 from .crf.dense import *
 from .crf.guided import *
 
-# %% ../nbs/all.ipynb #4c6fdc84
+# %% ../nbs/all.ipynb #c06e480c
 from .models.backbones import *
 from .models.segmentor import *
 from .models.hosts import *
@@ -27,19 +27,24 @@ from .models.memory import *
 from .models.mcibi import *
 from .models.deepcrf import *
 from .models.refine import *
+from .models.guidance import *
 
-# %% ../nbs/all.ipynb #1040b97f
+# %% ../nbs/all.ipynb #b1ab862a
 from .training.losses import *
 from .training.metrics import *
 from .training.checkpoint import *
 from .training.learner import *
 from .training.cifar import *
 from .training.asynchronous import *
+from .training.syncbn import *
+from .training.distributed import *
 from .inference.multiscale import *
+from .inference.ensemble import *
 from .analysis.compare import *
 from .analysis.frozen import *
 from .analysis.experiments import *
 from .analysis.random_fields import *
+from .analysis.ladder import *
 from .analysis.benchmarks import *
 from .analysis.widgets import *
 

@@ -122,7 +122,7 @@ def _ceilings_beside(figures, model, n, size):
     print(f'{"mean IoU of":14}{"model":>8}{f"ceiling of its {window} px":>24}{"of the whole picture":>24}')
     for k in ('all', *GROUPS): print(f'{k:14}{100*figures["miou" if k == "all" else k]:8.1f}{100*local[k]:24.1f}{100*full[k]:24.1f}')
 
-# %% ../nbs/cli.ipynb #ce0b35d9
+# %% ../nbs/cli.ipynb #4ce902a8
 @command
 def train(
     data: str = 'scenes',     # scenes, camvid or ccp
@@ -140,17 +140,23 @@ def train(
     seed: int = 0,            # of weights, order and augmentation
     out: str = 'run',         # folder for model, figures, pictures and checkpoint
     resume: bool = False,     # go on from the folder's checkpoint
+    precision: str = None,    # fp16 or bf16, for mixed precision
+    accumulate: int = 1,      # batches to a step
+    channels_last: bool = False,  # channels beside each other in memory
+    compile: str = None,      # backend of torch.compile, inductor say
 ):
-    "Train a model"
+    "Train a model; with torchrun or accelerate launch, on all processes, whose batches together have `bs` pictures"
     from fastai.basics import set_seed
     from ctxseg_nb.training.checkpoint import Checkpoint
+    from ctxseg_nb.training.distributed import distributed, own_bs, rank_distrib
     from ctxseg_nb.training.learner import segmentation_learner
     set_seed(seed, reproducible=True)
     options = dict(backbone_options=dict(weights=weights)) if weights else {}
-    dls = _dls(data, path, size, bs, min_photos)
-    learn = segmentation_learner(dls, model, backbone, opt=opt, head_lr=head_lr, **options)
-    learn.fit_one_cycle(epochs, lr, cbs=Checkpoint(out, resume=resume))
-    _print_figures(_leave(learn, out, _size(size)))
+    dls = _dls(data, path, size, own_bs(bs), min_photos)
+    learn = segmentation_learner(dls, model, backbone, opt=opt, head_lr=head_lr, precision=precision, accumulate=accumulate,
+                                 channels_last=channels_last, compile=compile, **options)
+    with distributed(learn): learn.fit_one_cycle(epochs, lr, cbs=Checkpoint(out, resume=resume))
+    if not rank_distrib(): _print_figures(_leave(learn, out, _size(size)))
 
 # %% ../nbs/cli.ipynb #5b46bfa3
 @command
@@ -174,7 +180,7 @@ def cifar(
     with atomic_write(Path(out)/'curves.png') as tmp: plot_errors({model: Path(out)/'curves.json'}).figure.savefig(tmp, format='png', bbox_inches='tight')
     print(f'look at {out}/curves.png')
 
-# %% ../nbs/cli.ipynb #487a5082
+# %% ../nbs/cli.ipynb #8b9be172
 @command
 def experiment(
     names: list,              # of comparisons; without one, they are listed
@@ -186,7 +192,7 @@ def experiment(
 ):
     "Run named comparisons, or what is missing of them"
     from ctxseg_nb.analysis.compare import EXPERIMENTS, print_results, run_experiment
-    import ctxseg_nb.analysis.experiments, ctxseg_nb.analysis.random_fields
+    import ctxseg_nb.analysis.experiments, ctxseg_nb.analysis.ladder, ctxseg_nb.analysis.random_fields
     if not names: print('\n'.join(f'{e.name:18}{e.about}; {", ".join(e.arms)}' for e in EXPERIMENTS.values()))
     for name in names: print_results(run_experiment(name, seeds, out, arms=arms and arms.split(','), **{k: v for k, v in dict(path=path, weights=weights).items() if v}))
 
@@ -303,3 +309,7 @@ def main(
         print(f'ctxseg: {" ".join(str(e).split())}', file=sys.stderr)
         return 2
     return 0
+
+# %% ../nbs/cli.ipynb #574e9328
+#| eval: false
+if __name__ == '__main__': sys.exit(main())

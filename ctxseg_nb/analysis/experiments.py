@@ -55,7 +55,7 @@ class Tint(nn.Module):
 
     def forward(self, x): return x + self.shift
 
-# %% ../../nbs/analysis/52_experiments.ipynb #b127a2b7
+# %% ../../nbs/analysis/52_experiments.ipynb #38db802b
 def train_arm(
     dls,           # `DataLoaders` with a `card`
     seed: int,     # of initial weights, order and augmentation
@@ -63,7 +63,7 @@ def train_arm(
     epochs: int,
     lr: float,     # at the top of the one-cycle schedule
     multiscale: dict | None = None,  # score once more with `predict_multiscale`, as figure `miou_ms`
-    tint: tuple | None = None,       # score once more in another light, see `Tint`, as figure `miou_tinted`
+    lights: dict | None = None,      # name → `Tint`: score once more in another light, as figure `miou_NAME`
     **options,     # to `segmentation_learner`
 ) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
     "Train one model and score it"
@@ -72,7 +72,7 @@ def train_arm(
     counts = count_validation(learn.model, dls)
     def again(model, **kw): return mean_iou_of(count_validation(model, dls, **kw).sum(0))
     more = {} if multiscale is None else dict(miou_ms=again(learn.model, **multiscale))
-    if tint is not None: more['miou_tinted'] = again(nn.Sequential(Tint(tint), learn.model))
+    more |= {f'miou_{name}': again(nn.Sequential(Tint(rgb), learn.model)) for name, rgb in (lights or {}).items()}
     return figures_of(counts, dls.card) | more, counts
 
 # %% ../../nbs/analysis/52_experiments.ipynb #bff5d1b1
@@ -119,7 +119,7 @@ register_experiment(Experiment('cfnet-ablation', 'Softmaxes, heads and the rate 
     | {f'rate_{d}': dict(model='cfnet', dilation=d) for d in (1, 2, 8)},
     SCENES | dict(size=64, n_train=300, epochs=12, kinds=['regions', 'position']), baseline='K1_H1'));
 
-# %% ../../nbs/analysis/52_experiments.ipynb #b2d6d928
+# %% ../../nbs/analysis/52_experiments.ipynb #606cbc11
 HOST_HEADS = dict(fcn=dict(model='fcn'), pspnet=dict(model='psp'), deeplabv3=dict(model='aspp', rates=(3, 6, 9)), ocrnet=dict(model='ocr'))
 MCIBI = dict(memory={}, no_relation=dict(relation=False), random=dict(rows='random'), learned=dict(rows='learned'), picture=dict(rows='picture'),
              add=dict(fuse='add'), weighted=dict(fuse='weighted'), mean=dict(strategy='mean'), constant=dict(poly=False),
@@ -129,22 +129,27 @@ MCIBI_HOSTS = {f'{host}_memory': dict(model='mcibi', host=host, host_options={k:
                for host, o in HOST_HEADS.items() if host != 'fcn'}
 MCIBI_HOSTS |= {f'deeplabv3_{k}': MCIBI_HOSTS['deeplabv3_memory'] | MCIBI[k] for k in ('no_rcl', 'no_relation')}
 MCIBI_HOSTS |= {f'{k}_longer': (HOST_HEADS | MCIBI_HOSTS)[k] | dict(epochs=24) for k in ('deeplabv3', 'deeplabv3_memory', 'ocrnet', 'ocrnet_memory')}
+MCIBI_HOSTS |= {f'deeplabv3_{k}_longer': MCIBI_HOSTS['deeplabv3_memory_longer'] | o for k, o in dict(no_rcl=dict(beta=0), random=dict(rows='random'), no_rough=dict(alpha=0)).items()}
 
 register_experiment(Experiment('mcibi', 'MCIBI in its four hosts, its parts, and controls that do not remember, on the embedded scenes', scenes_arm,
-    HOST_HEADS | MCIBI | MCIBI_HOSTS, SCENES | dict(size=64, n_train=300, epochs=12, tint=(40, 5, -40))))
+    HOST_HEADS | MCIBI | MCIBI_HOSTS, SCENES | dict(size=64, n_train=300, epochs=12, lights=dict(tinted=(40, 5, -40)))))
 register_experiment(Experiment('mcibi-few', 'MCIBI and controls on 30 to 600 scenes whose light differs', scenes_arm,
     {f'{k}_{n}': o | dict(n_train=n, epochs=2400//n) for n in (30, 150, 600)
      for k, o in (HOST_HEADS | MCIBI).items() if k in ('fcn', 'memory', 'random')},
-    SCENES | dict(size=64, kinds=['prototypes']), baseline='random_150'));
+    SCENES | dict(size=64, kinds=['prototypes']), baseline='random_150'))
+register_experiment(Experiment('mcibi-light', 'MCIBI and controls in lights they have not seen, weaker and stronger', scenes_arm,
+    {k: (HOST_HEADS | MCIBI)[k] for k in ('fcn', 'memory', 'random')},
+    SCENES | dict(size=64, n_train=300, epochs=24, lights={f'light_{s}': (8*s, s, -8*s) for s in (1, 2, 3)})));
 
-# %% ../../nbs/analysis/52_experiments.ipynb #6fdc7d21
+# %% ../../nbs/analysis/52_experiments.ipynb #d8b275c6
 register_experiment(Experiment('camvid', 'FCN on CamVid, street scenes at 240×180', photos_arm,
     dict(fcn=dict(model='fcn')), dict(data='camvid', size=[180, 240], bs=8, epochs=8, lr=2e-4), needs=PHOTOS))
 register_experiment(Experiment('ccp', 'FCN on Clothing Co-Parsing at 200×304, the 31 classes in at least 35 training photographs', photos_arm,
     dict(fcn=dict(model='fcn')), dict(data='ccp', size=[304, 200], min_photos=35, bs=8, epochs=8, lr=2e-4), needs=PHOTOS))
 register_experiment(Experiment('ccp-frozen', 'Heads on frozen SqueezeNet features of Clothing Co-Parsing, 31 classes', frozen_photos_arm,
     CONTROLS | dict(psp=dict(model='psp'), encnet=dict(model='encnet', head=dict(stage3=False)), cfnet=dict(model='cfnet'), cfnet_local=dict(model='cfnet_local'),
-        mcibi=dict(model='mcibi'), mcibi_random=dict(model='mcibi', head=dict(rows='random'))),
+        mcibi=dict(model='mcibi'), guided=dict(model='guided'),
+        mcibi_random=dict(model='mcibi', head=dict(rows='random')), mcibi_no_relation=dict(model='mcibi', head=dict(relation=False))),
     dict(data='ccp', size=[304, 200], min_photos=35, bs=8, epochs=10, lr=2e-3), needs=PHOTOS));
 
 # %% ../../nbs/analysis/52_experiments.ipynb #64087a48

@@ -22,25 +22,26 @@ from ..training.learner import segmentation_learner
 from ..training.metrics import calibration_error, reliability
 
 # %% auto #0
-__all__ = ['NARROW', 'DENSE', 'PYRAMID', 'FULL', 'BOTH', 'CORRECTED', 'judge', 'trained', 'after_dense', 'corrected', 'joint',
-           'crf_arm']
+__all__ = ['NARROW', 'DENSE', 'PYRAMID', 'FULL', 'BOTH', 'CORRECTED', 'judge', 'trained', 'after_dense', 'prefixed', 'corrected',
+           'joint', 'crf_arm']
 
-# %% ../../nbs/analysis/55_random_fields.ipynb #0fbb8f0c
+# %% ../../nbs/analysis/55_random_fields.ipynb #ca953161
 @torch.no_grad()
 def judge(
     predict,  # images (B, 3, H, W) → scores (B, K, H, W)
     dls,      # `DataLoaders` with a `card`
+    change=lambda z, y: z,  # done to the scores first, with the truth at hand: `oracle_classes` say
 ) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
     "`figures_of`, with mean IoU within three pixels of an edge ('band') and the expected calibration error ('ece')"
     counts, near, bins = [], [], 0
     for x, y in ((x.as_subclass(torch.Tensor), y.as_subclass(torch.Tensor)) for x, y in dls.valid):
-        z = predict(x)
+        z = change(predict(x), y)
         for found, mask in ((counts, y), (near, y.where(boundary_band(y), IGNORE))): found.append(image_counts(z.argmax(1), mask, dls.card.n_classes))
         bins = bins + reliability(z.softmax(1), y)
     counts, near = (torch.cat(c).cpu().numpy() for c in (counts, near))
     return figures_of(counts, dls.card) | dict(band=mean_iou_of(near.sum(0)), ece=calibration_error(bins).item()), counts
 
-# %% ../../nbs/analysis/55_random_fields.ipynb #c6a99fb7
+# %% ../../nbs/analysis/55_random_fields.ipynb #0058693f
 def trained(dls, net, epochs, lr, **options):
     "The model after one cycle"
     learn = segmentation_learner(dls, net, metrics=[], cbs=NoValidation(), **options)
@@ -52,13 +53,15 @@ def after_dense(model, **options):
     crf, (mean, std) = DenseCRF(**options), (255*torch.tensor(s).view(3, 1, 1) for s in IMAGENET_STATS)
     return lambda x: crf(model(x), (x*std + mean).clamp(0, 255))
 
-def _named(prefix, figures): return {f'{prefix}_{k}': v for k, v in figures.items()}
+def prefixed(prefix, figures):
+    "The figures with a prefix"
+    return {f'{prefix}_{k}': v for k, v in figures.items()}
 
 def corrected(model, dls, epochs, lr, dense):
     "Figures after each of the two corrections"
-    figures = _named('dense', judge(after_dense(model, **dense), dls)[0])
+    figures = prefixed('dense', judge(after_dense(model, **dense), dls)[0])
     trunk = create_backbone('tiny', width=8, output_stride=2)
-    return figures | _named('refined', judge(trained(dls, refined(model, trunk, dls.card.n_classes), epochs, lr), dls)[0])
+    return figures | prefixed('refined', judge(trained(dls, refined(model, trunk, dls.card.n_classes), epochs, lr), dls)[0])
 
 # %% ../../nbs/analysis/55_random_fields.ipynb #da35f513
 def joint(
@@ -70,7 +73,7 @@ def joint(
         return upsample(models[0].head.infer(torch.stack(zs).log_softmax(2).logsumexp(0), features[0]), x.shape[-2:])
     return predict
 
-# %% ../../nbs/analysis/55_random_fields.ipynb #9c9f83f1
+# %% ../../nbs/analysis/55_random_fields.ipynb #2c208b73
 def crf_arm(seed, size, n_train, n_valid, bs, epochs, lr, relations, networks=1, refine=0, dense=None, kinds=None, **options):
     "A `deepcrf` on the embedded scenes: its marginals, its unary alone ('unary_...'), pairs of weight 1 ('sum_...'), further unaries ('with_2_...'), and the corrections"
     set_seed(seed, reproducible=True)
@@ -78,8 +81,8 @@ def crf_arm(seed, size, n_train, n_valid, bs, epochs, lr, relations, networks=1,
     def network(relations): return trained(dls, deepcrf(dls.card.n_classes, relations=relations, shared_features=True, **options), epochs, lr)
     models = [network(r) for r in [relations] + [()]*(networks - 1)]
     figures, counts = judge(models[0], dls)
-    figures |= _named('unary', judge(_unary(models[0]), dls)[0]) | _named('sum', judge(_sum(models[0]), dls)[0]) if relations else {}
-    for n in range(2, networks + 1): figures |= _named(f'with_{n}', judge(joint(models[:n]), dls)[0])
+    figures |= prefixed('unary', judge(_unary(models[0]), dls)[0]) | prefixed('sum', judge(_sum(models[0]), dls)[0]) if relations else {}
+    for n in range(2, networks + 1): figures |= prefixed(f'with_{n}', judge(joint(models[:n]), dls)[0])
     return figures | (corrected(models[0], dls, refine, lr, dense) if refine else {}), counts
 
 def _unary(model): return lambda x: upsample(model.head.potentials(model.backbone(x))[0], x.shape[-2:])

@@ -19,11 +19,13 @@ from ..models.segmentor import upsample
 # %% auto #0
 __all__ = ['candidates', 'combine', 'LearnToCombine', 'CandidateFiles', 'cached_candidates']
 
-# %% ../../nbs/inference/41_ensemble.ipynb #dd7f5d55
+# %% ../../nbs/inference/41_ensemble.ipynb #2ef000d0
 def _look(model, x):
     "Logits (B, K, h, w) and presence logits (B, K) or None of images (B, 3, h, w), float32 at least"
-    out = model.outputs(x) if hasattr(model, 'outputs') else {'logits': model(x)}
+    out = model.outputs(x) if hasattr(model, 'outputs') else model(x)
+    if not isinstance(out, dict): out = {'logits': out}
     z, g = _logits(lambda _: out.get('logits'), x), out.get('presence')
+    if not z.isfinite().all(): raise ValueError('model: expected finite logits, found inf or nan')
     if g is None: return z, None
     if g.shape != z.shape[:2]: raise ValueError(f'model: expected presence logits {tuple(z.shape[:2])}, found {tuple(g.shape)}')
     return z, at_least_float32(g)
@@ -177,7 +179,7 @@ class CandidateFiles:
         t = _read(*self.files[i])
         return t['scores'].float()[:, None], t['mask'].long()[None], t['presence'][:, None] if 'presence' in t else None
 
-# %% ../../nbs/inference/41_ensemble.ipynb #072db093
+# %% ../../nbs/inference/41_ensemble.ipynb #53050fdb
 def _check_picture(i, x, y):
     def told(t): return f'{tuple(t.shape)} of {t.dtype}' if isinstance(t, torch.Tensor) else type(t).__name__
     if not all(isinstance(t, torch.Tensor) for t in (x, y)) or x.ndim != 3 or y.shape != x.shape[1:] or y.is_floating_point():
@@ -191,8 +193,8 @@ def cached_candidates(
     flip: bool = True,    # also the mirror at every scale?
 ) -> CandidateFiles:
     "Candidates of labelled pictures, computed where there is no file yet. `ValueError` names a file that is damaged or belongs to another model, picture or choice of scales"
-    common = dict(format='candidates 1', model=_identity(model), scales=f'{tuple(map(float, scales))}', flip=f'{bool(flip)}')
-    files = []
+    scales, files = tuple(map(float, scales)), []
+    common = dict(format='candidates 1', model=_identity(model), scales=f'{scales}', flip=f'{bool(flip)}')
     for i, (x, y) in enumerate(pairs):
         _check_picture(i, x, y)
         file, card = Path(folder)/f'{i:06}.safetensors', common | dict(picture=_checksum(dict(image=x, mask=y)))

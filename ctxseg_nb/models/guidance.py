@@ -13,25 +13,25 @@ from .encnet import SELoss, presence_target
 from .segmentor import Segmentor, classifier, create_model, head_width, register_model
 
 # %% auto #0
-__all__ = ['oracle_classes', 'only', 'GuidanceHead', 'guided']
+__all__ = ['oracle_classes', 'only_classes', 'GuidanceHead', 'guided', 'WithField']
 
-# %% ../../nbs/models/23_guidance.ipynb #7563bc75
+# %% ../../nbs/models/23_guidance.ipynb #b27d5bfa
 def oracle_classes(
     logits: torch.Tensor,  # (B, K, H, W)
     mask: torch.Tensor,    # (B, H, W) labels
     ignore_index: int = IGNORE,  # label of void pixels, which is no class
 ) -> torch.Tensor:  # (B, K, H, W)
     "Logits with the classes that do not occur in each picture's mask struck out (Shen & Zeng 2019, tables 1 and 3)"
-    return only(logits, presence_target(mask, logits.shape[1], ignore_index))
+    return only_classes(logits, presence_target(mask, logits.shape[1], ignore_index))
 
-def only(
+def only_classes(
     logits: torch.Tensor,  # (B, K, H, W)
     there: torch.Tensor,   # (B, K), not zero for the classes that may be chosen
 ) -> torch.Tensor:  # (B, K, H, W)
     "Logits with all other classes struck out"
     return logits.masked_fill((there == 0)[:, :, None, None], -torch.inf)
 
-# %% ../../nbs/models/23_guidance.ipynb #9ceb5014
+# %% ../../nbs/models/23_guidance.ipynb #db4eb042
 @register_model('guided')
 class GuidanceHead(nn.Module):
     "Segmentation and classification branch, joined (Shen & Zeng 2019, figure 2)"
@@ -44,21 +44,25 @@ class GuidanceHead(nn.Module):
         pooled: int = 7,      # cells on a side that the classification branch sees
         rate: int = 12,       # between the taps of the first convolution, cells: DeepLab's large field of view
         weight: float = 1.,   # of the loss of the classification branch
-        dropout: float = .5,  # of the fully-connected layers
+        dropout: float = .1,  # share of channels dropped before the classifier
+        fc_dropout: float = .5,  # share of the fully-connected layers' outputs dropped
     ):
         super().__init__()
         width = width or 2*head_width(channels)
         fc, joint = fc or 4*width, joint or width//2
         self.local = nn.Sequential(conv_bn_relu(channels[-1], width, dilation=rate), conv_bn_relu(width, width, 1), nn.Conv2d(width, joint, 1))
         sizes = channels[-1]*pooled**2, fc, fc
-        self.whole = nn.Sequential(nn.AdaptiveMaxPool2d(pooled), nn.Flatten(), *[m for a, b in zip(sizes, sizes[1:]) for m in (nn.Linear(a, b), nn.ReLU(inplace=True), nn.Dropout(dropout))])
-        self.vector, self.presence, self.classify = nn.Linear(fc, joint), nn.Linear(fc, n_classes), classifier(joint, n_classes)
+        self.whole = nn.Sequential(nn.AdaptiveMaxPool2d(pooled), nn.Flatten(), *[m for a, b in zip(sizes, sizes[1:]) for m in (nn.Linear(a, b), nn.ReLU(inplace=True), nn.Dropout(fc_dropout))])
+        self.vector, self.presence, self.classify = nn.Linear(fc, joint), nn.Linear(fc, n_classes), classifier(joint, n_classes, dropout)
         self.losses = (('presence', weight, SELoss()),)
 
-    def forward(self, maps):
-        h = self.whole(maps[-1])
-        g, f = self.presence(h), self.local(maps[-1]) + self.vector(h)[:, :, None, None]
-        return {'logits': self.classify(F.relu(f)) + g[:, :, None, None], 'presence': g}
+# %% ../../nbs/models/23_guidance.ipynb #b5c080dd
+def _forward(self, maps):
+    h = self.whole(maps[-1])
+    g, f = self.presence(h), self.local(maps[-1]) + self.vector(h)[:, :, None, None]
+    return {'logits': self.classify(F.relu(f)) + g[:, :, None, None], 'presence': g}
+
+GuidanceHead.forward = _forward
 
 # %% ../../nbs/models/23_guidance.ipynb #6e0fc2be
 def guided(
@@ -68,3 +72,39 @@ def guided(
 ) -> Segmentor:
     "Segmentation guided by classification"
     return create_model('guided', n_classes, backbone, **kwargs)
+
+# %% ../../nbs/models/23_guidance.ipynb #2a213e59
+class WithField(nn.Module):
+    "A model with presence scores, a guidance field on top: images (B, 3, H, W) → log-marginals (B, K, H, W)"
+    config = None
+    def __init__(self,
+        model: nn.Module,    # a `Segmentor` whose outputs have 'presence'
+        field: GuidanceCRF,
+        learns: str = 'field',  # 'field': w and λ; 'piecewise': the model too; 'end to end': everything, through mean field
+    ):
+        super().__init__()
+        if learns not in ('field', 'piecewise', 'end to end'): raise ValueError(f"learns: expected 'field', 'piecewise' or 'end to end', found {learns!r}")
+        self.model, self.field, self.learns = model.requires_grad_(learns != 'field'), field, learns
+
+    @property
+    def loss_parts(self):
+        field = ('field', 1., self._piecewise),
+        return {'field': field, 'piecewise': self.model.loss_parts + field, 'end to end': self.model.loss_parts}[self.learns]
+
+    def _piecewise(self, out, target): return self.field.piecewise_loss(out['logits'], out['image'], target, out['presence'])
+
+# %% ../../nbs/models/23_guidance.ipynb #00f68a82
+def _train(self, mode=True):
+    nn.Module.train(self, mode)
+    if self.learns == 'field': self.model.eval()
+    return self
+
+def _outputs(self, x):
+    out = self.model.outputs(x)
+    if 'presence' not in out: raise ValueError(f"model: expected outputs with 'presence', found {', '.join(out)}")
+    if self.training and self.learns != 'end to end': return out | {'image': x.as_subclass(torch.Tensor)}
+    return out | {'logits': self.field(out['logits'], x, out['presence'])}
+
+def _predict(self, x): return self.outputs(x) if self.training else self.outputs(x)['logits']
+
+WithField.train, WithField.outputs, WithField.forward = _train, _outputs, _predict

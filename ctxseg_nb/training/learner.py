@@ -117,7 +117,7 @@ def before_fit(self: MixedPrecision):
     if next(self.model.parameters()).device.type != 'cpu': return self._orig_before_fit()
     self.autocast, self.learn.scaler, self.scales = torch.autocast('cpu', torch.bfloat16), torch.amp.GradScaler('cpu', enabled=False), L()
 
-# %% ../../nbs/training/33_learner.ipynb #7ec80efc
+# %% ../../nbs/training/33_learner.ipynb #a74ab091
 def _recipe(opt):
     if opt not in RECIPES: raise ValueError(f'opt: expected one of {sorted(RECIPES)}, found {opt!r}')
     return RECIPES[opt]
@@ -127,12 +127,24 @@ def _card(dls):
     if card is None: raise ValueError('dls: expected DataLoaders with a `card` (see segmentation_dls), found none')
     return card
 
+def _model(model, n_classes, backbone, compile, options):
+    if isinstance(model, str): model = create_model(model, n_classes, backbone=backbone, **options)
+    elif options: raise ValueError(f'options {sorted(options)} are for models made by name, found a {type(model).__name__}')
+    if compile: model.compile(backend=compile)
+    return model
+
+def _switches(precision, accumulate, bs, channels_last):
+    if precision not in (None, 'fp16', 'bf16'): raise ValueError(f"precision: expected None, 'fp16' or 'bf16', found {precision!r}")
+    if accumulate < 1: raise ValueError(f'accumulate: expected 1 batch or more, found {accumulate}')
+    cbs = precision and MixedPrecision(precision), accumulate > 1 and GradientAccumulation(accumulate*bs), channels_last and ChannelsLast()
+    return [cb for cb in cbs if cb]
+
 def _class_weights(weights, dls, n_classes):
     if not isinstance(weights, str): return weights
     if weights != 'sqrt': raise ValueError(f"weights: expected 'sqrt', None or a tensor, found {weights!r}")
     return class_weights(training_counts(dls, n_classes))
 
-# %% ../../nbs/training/33_learner.ipynb #c912924d
+# %% ../../nbs/training/33_learner.ipynb #55d8b6c6
 def segmentation_learner(
     dls,                # `DataLoaders` with a `card`, as `segmentation_dls` gives
     model='fcn',        # name for `create_model`, or a `Segmentor`
@@ -143,14 +155,18 @@ def segmentation_learner(
     weights='sqrt',     # class weights: 1/sqrt(frequency) in training, (K,) tensor, or None
     metrics=None,       # `segmentation_metrics(dls.card)` where not given
     cbs=None,           # callbacks beside `LossParts` and `TellProgress`
+    precision: str | None = None,  # 'fp16' or 'bf16': mixed precision
+    accumulate: int = 1,  # batches to a step
+    channels_last: bool = False,  # channels beside each other in memory?
+    compile: str | None = None,  # backend of `torch.compile`: 'inductor' is PyTorch's own
     path=None,          # folder of the learner; that of `dls` where not given
     **options,          # of the model, to `create_model`
 ) -> Learner:
     "A fastai `Learner` with a paper's defaults. Raises `ValueError` for unknown names and data without a card"
     r, card = _recipe(opt), _card(dls)
-    if isinstance(model, str): model = create_model(model, card.n_classes, backbone=backbone, **options)
-    elif options: raise ValueError(f'options {sorted(options)} are for models made by name, found a {type(model).__name__}')
+    model = _model(model, card.n_classes, backbone, compile, options)
+    cbs = [LossParts(), TellProgress(), *_switches(precision, accumulate, dls.train.bs, channels_last), *L(cbs)]
     keep_memory()
     return Learner(dls, model, SegmentationLoss(model.loss_parts, _class_weights(weights, dls, card.n_classes)),
                    head_first(r['opt_func'], head_lr or r['head_lr']), lr=lr or r['lr'], wd_bn_bias=r['wd_bn_bias'], splitter=param_groups,
-                   metrics=segmentation_metrics(card) if metrics is None else metrics, cbs=[LossParts(), TellProgress(), *L(cbs)], path=path)
+                   metrics=segmentation_metrics(card) if metrics is None else metrics, cbs=cbs, path=path)
