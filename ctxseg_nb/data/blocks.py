@@ -16,14 +16,18 @@ from .scenes import ContextScenes
 __all__ = ['VALID_SEED', 'OpenPicture', 'ClassMask', 'PILClassMask', 'OpenMask', 'UseCard', 'segmentation_dls', 'scenes_dls',
            'dataset_dls', 'show_batch', 'show_results']
 
-# %% ../../nbs/data/03_blocks.ipynb #b118e70a
+# %% ../../nbs/data/03_blocks.ipynb #8e3d1a2b
 class OpenPicture(Transform):
     "A path, an array or a PIL image as RGB `PILImage`, which remembers where it came from"
     input_types = (str, Path, np.ndarray, Image.Image)
+    def __init__(self,
+        read=load_image,  # path -> (H, W, 3) uint8
+    ):
+        self.read = read
 
     def encodes(self, o):
         is_file = isinstance(o, (str, Path))
-        im = PILImage.create(load_image(o) if is_file else as_rgb(o))
+        im = PILImage.create(self.read(o) if is_file else as_rgb(o))
         im.origin = o if is_file else f'an image {im.height}×{im.width}'
         return im
 
@@ -65,7 +69,12 @@ class UseCard(ItemTransform):
             if isinstance(m, ClassMask): m.card = self.card
         return xy
 
-# %% ../../nbs/data/03_blocks.ipynb #73ed32e6
+# %% ../../nbs/data/03_blocks.ipynb #d62429fc
+def _item_tfms(size, flip, augment):
+    resize = [] if size is None else [Resize(size, method='squish', split_idx=1 if augment else None)]
+    return [augment or FlipItem(flip)] + resize
+
+# %% ../../nbs/data/03_blocks.ipynb #c858df33
 def segmentation_dls(
     train: list,        # (picture, mask) pairs: paths, or (H, W, 3) and (H, W) uint8 arrays
     valid: list,        # the same
@@ -73,6 +82,8 @@ def segmentation_dls(
     size=None,          # (H, W) of every picture and mask in a batch; as they are where not given
     bs: int = 8,        # pictures a batch
     flip: float = .5,   # probability of a left-right flip in training
+    augment=None,       # item transform of training pairs, in place of flip and resize; validation pictures come one by one where `size` is not given
+    read=load_image,    # path -> (H, W, 3) uint8
     read_mask=load_mask,  # path -> (H, W) uint8 labels
     num_workers: int = 0,  # processes that read beside the training one
     **kwargs,           # to `DataBlock.dataloaders`
@@ -80,12 +91,12 @@ def segmentation_dls(
     "Normalised float pictures (B, 3, H, W) and `ClassMask` labels (B, H, W). Raises `ValueError` with the file's name for a bad item"
     if not len(valid) or len(train) < bs: raise ValueError(
         f'{len(train)} training and {len(valid)} validation pictures; expected a batch of {bs} or more, and one or more')
-    blocks = (TransformBlock(OpenPicture(), batch_tfms=IntToFloatTensor),
+    blocks = (TransformBlock(OpenPicture(read=read), batch_tfms=IntToFloatTensor),
               TransformBlock(OpenMask(card, read_mask), item_tfms=UseCard(card), batch_tfms=IntToFloatTensor))
     items = L([*train, *valid])
     block = DataBlock(blocks, getters=[ItemGetter(0), ItemGetter(1)], splitter=IndexSplitter(range(len(train), len(items))),
-                      item_tfms=[FlipItem(flip)] + ([Resize(size, method='squish')] if size else []),
-                      batch_tfms=Normalize.from_stats(*IMAGENET_STATS))
+                      item_tfms=_item_tfms(size, flip, augment), batch_tfms=Normalize.from_stats(*IMAGENET_STATS))
+    if augment and not size: kwargs = dict(val_bs=1) | kwargs
     return block.dataloaders(items, bs=bs, num_workers=num_workers, **kwargs)
 
 # %% ../../nbs/data/03_blocks.ipynb #b2e367f1
@@ -117,19 +128,22 @@ def _some(items, n, seed, name):
     if n > len(items): raise ValueError(f'{name}: expected at most {len(items)} pictures, not {n}')
     return [items[i] for i in sorted(np.random.default_rng(seed).permutation(len(items))[:n])]
 
-# %% ../../nbs/data/03_blocks.ipynb #a838caf9
+# %% ../../nbs/data/03_blocks.ipynb #dda3a6aa
 def dataset_dls(
-    ds: SegDataset,  # with the splits 'train' and 'val'
-    size,            # (H, W), pixels
+    ds: SegDataset,
+    size=None,       # (H, W), pixels; as they are where not given
     bs: int = 8,     # pictures a batch
+    splits=('train', 'val'),  # to train on and to validate on
     n_train: int | None = None,  # training pictures, drawn at random; all where not given
     n_valid: int | None = None,  # validation pictures, the same
     seed: int = 0,   # of the draw
     **kwargs,        # to `segmentation_dls`
 ) -> DataLoaders:
     "The pictures of a data set on disk, read when they are needed"
-    train, valid = (_some(ds.split(s), n, seed, f'{ds.name} {s}') for s, n in (('train', n_train), ('val', n_valid)))
-    return segmentation_dls(train, valid, ds.card, size, bs, read_mask=ds.read_mask, **kwargs)
+    train, valid = (_some(ds.split(s), n, seed, f'{ds.name} {s}') for s, n in zip(splits, (n_train, n_valid)))
+    return segmentation_dls(train, valid, ds.card, size, bs, read=ds.read, read_mask=ds.read_mask, **kwargs)
+
+SegDataset.dataloaders = dataset_dls
 
 # %% ../../nbs/data/03_blocks.ipynb #59e302c7
 def _draw(samples, titles, per_row, size):
