@@ -13,7 +13,7 @@ from .losses import SegmentationLoss, class_weights, count_labels
 from .metrics import segmentation_metrics
 
 # %% auto #0
-__all__ = ['RECIPES', 'poly', 'head_first', 'training_counts', 'LossParts', 'TellProgress', 'segmentation_learner']
+__all__ = ['OPTIMISERS', 'poly', 'head_first', 'training_counts', 'LossParts', 'TellProgress', 'segmentation_learner']
 
 # %% ../../nbs/training/33_learner.ipynb #3c109700
 def poly(
@@ -59,8 +59,8 @@ def head_first(
         return opt
     return make
 
-# %% ../../nbs/training/33_learner.ipynb #6dd08e4a
-RECIPES = dict(adamw=dict(opt_func=Adam, lr=4e-3, head_lr=1, wd_bn_bias=False),
+# %% ../../nbs/training/33_learner.ipynb #585d2027
+OPTIMISERS = dict(adamw=dict(opt_func=Adam, lr=4e-3, head_lr=1, wd_bn_bias=False),
                sgd=dict(opt_func=partial(SGD, mom=.9, wd=1e-4, decouple_wd=False), lr=1e-2, head_lr=10, wd_bn_bias=True))
 
 # %% ../../nbs/training/33_learner.ipynb #64a029a6
@@ -117,10 +117,10 @@ def before_fit(self: MixedPrecision):
     if next(self.model.parameters()).device.type != 'cpu': return self._orig_before_fit()
     self.autocast, self.learn.scaler, self.scales = torch.autocast('cpu', torch.bfloat16), torch.amp.GradScaler('cpu', enabled=False), L()
 
-# %% ../../nbs/training/33_learner.ipynb #a74ab091
+# %% ../../nbs/training/33_learner.ipynb #5efb9f4e
 def _recipe(opt):
-    if opt not in RECIPES: raise ValueError(f'opt: expected one of {sorted(RECIPES)}, found {opt!r}')
-    return RECIPES[opt]
+    if opt not in OPTIMISERS: raise ValueError(f'opt: expected one of {sorted(OPTIMISERS)}, found {opt!r}')
+    return OPTIMISERS[opt]
 
 def _card(dls):
     card = getattr(dls, 'card', None)
