@@ -28,7 +28,7 @@ def _parser(f):
         p.add_argument(f'--{k.replace("_", "-")}' if has_default else k, help=v.docment, **how, **(dict(default=v.default) if has_default else {}))
     return p
 
-# %% ../nbs/cli.ipynb #4ef14449
+# %% ../nbs/cli.ipynb #e982c5c9
 def _size(text):
     "'96' or '180,240' as (H, W)"
     try: h, w = (int(text),)*2 if ',' not in str(text) else map(int, text.split(','))
@@ -38,10 +38,11 @@ def _size(text):
 
 def _open(data, path, min_photos=0):
     "The data set on disk that `data` names"
-    from ctxseg_nb.analysis.experiments import DATASETS
-    if data not in DATASETS: raise ValueError(f"--data: no data set '{data}'; there are scenes, {', '.join(DATASETS)}")
+    from ctxseg_nb.data.datasets import known_datasets, open_dataset
+    if data not in known_datasets(): raise ValueError(f"--data: no data set '{data}'; there are scenes, {', '.join(known_datasets())}")
     if not path: raise ValueError(f'--data {data} needs --path, the folder of the data set')
-    return DATASETS[data](path, **(dict(min_photos=min_photos) if min_photos else {}))
+    if min_photos and data != 'ccp': raise ValueError(f'--min-photos is for ccp, not for {data}')
+    return open_dataset(data, path, **(dict(min_photos=min_photos) if min_photos else {}))
 
 def _dls(data, path, size, bs, min_photos=0, **kwargs):
     "`DataLoaders` of a data set by name"
@@ -122,10 +123,10 @@ def _ceilings_beside(figures, model, n, size):
     print(f'{"mean IoU of":14}{"model":>8}{f"ceiling of its {window} px":>24}{"of the whole picture":>24}')
     for k in ('all', *GROUPS): print(f'{k:14}{100*figures["miou" if k == "all" else k]:8.1f}{100*local[k]:24.1f}{100*full[k]:24.1f}')
 
-# %% ../nbs/cli.ipynb #4ce902a8
+# %% ../nbs/cli.ipynb #45e12a65
 @command
 def train(
-    data: str = 'scenes',     # scenes, camvid or ccp
+    data: str = 'scenes',     # scenes, or a name that `ctxseg data` lists
     path: str = None,         # folder of the data set
     model: str = 'fcn',       # as `ctxseg models` lists them
     backbone: str = 'tiny',   # tiny, squeezenet1_0, or a network of timm
@@ -207,26 +208,76 @@ def benchmark(
     if not names: print('\n'.join(f'{n:14}{f.__doc__}' for n, f in BENCHMARKS.items()))
     for name in names: run_benchmark(name, out)
 
-# %% ../nbs/cli.ipynb #a9d8a7df
+# %% ../nbs/cli.ipynb #adc4adf3
+def _test_pictures(folder, names=None):
+    "Files of pictures in `folder` and its subfolders; with the file `names`, those whose names it lists"
+    if not folder: raise ValueError('--submission needs --pictures, the folder of the test pictures')
+    if not Path(folder).is_dir(): raise FileNotFoundError(f'--pictures: no folder {folder}')
+    files = sorted(f for f in Path(folder).rglob('*') if f.suffix.lower() in ('.jpg', '.jpeg', '.png'))
+    if not names: return files
+    by_name, wanted = {f.stem: f for f in files}, Path(names).read_text().split()
+    if missing := [n for n in wanted if n not in by_name]: raise ValueError(f'{names}: {len(missing)} of {len(wanted)} pictures are not in {folder}, {missing[0]} first')
+    return [by_name[n] for n in wanted]
+
+def _labeller(net, info, size, multiscale):
+    "Picture → labels at its own size; the network sees it at `size`, or as it is"
+    from ctxseg_nb.inference.evaluate import labeller
+    from ctxseg_nb.inference.multiscale import SCALES
+    looks = dict(scales=SCALES, flip=True, crop=size and tuple(size)) if multiscale else {}
+    return labeller(net, size and max(size), stats=info['stats'], **looks)
+
+def _submit(label, info, kind, files, out):
+    from ctxseg_nb.inference.evaluate import SERVERS, write_submission
+    if kind in SERVERS and len(info['codes']) != len(SERVERS[kind].ids):
+        raise ValueError(f'--submission {kind}: expected a model of {len(SERVERS[kind].ids)} classes, found {len(info["codes"])}')
+    found = write_submission(label, files, out, kind)
+    print(f'{len(found)} files of labels in {found[0].parent}')
+
+# %% ../nbs/cli.ipynb #00c3f0d1
+def _check_codes(card, info, model, data):
+    if list(card.codes) != list(info['codes']):
+        raise ValueError(f'{model}: was trained on {len(info["codes"])} other classes ({", ".join(info["codes"][:3])}, ...) than {data} has ({", ".join(card.codes[:3])}, ...)')
+
+def _whole_pictures(data, path, size, min_photos):
+    "Validation pictures with their masks, each at its own size, and the card of the data set"
+    from ctxseg_nb.data.blocks import VALID_SEED
+    from ctxseg_nb.data.scenes import ContextScenes
+    from ctxseg_nb.inference.evaluate import read_split
+    if data == 'scenes': return ContextScenes(200, size[0], VALID_SEED), ContextScenes.card
+    ds = _open(data, path, min_photos)
+    return read_split(ds), ds.card
+
+# %% ../nbs/cli.ipynb #6fdaae78
 @command
 def evaluate(
     model: str,               # file that `train` wrote: model.safetensors
-    data: str = 'scenes',     # scenes, camvid or ccp
+    data: str = 'scenes',     # scenes, or a name that `ctxseg data` lists
     path: str = None,         # folder of the data set
     size: str = None,         # side, or height,width; the size it was trained with where not given
     bs: int = 8,              # pictures a batch
     min_photos: int = 0,      # ccp: as in training
+    multiscale: bool = False, # whole pictures at the full size of their masks, seen at six scales and mirrored, through windows of `size`
+    out: str = None,          # folder for IoU by class (report.csv, report.json, report.png), or for a submission
+    submission: str = None,   # voc, ade20k or cityscapes: write label files for its server, in place of scoring
+    pictures: str = None,     # of a submission: folder of the test pictures
+    names: str = None,        # of a submission: file with the names of the test pictures; all in the folder where not given
 ):
-    "Score a model on the validation pictures of a data set"
-    from ctxseg_nb.analysis.compare import mean_iou_of
-    from ctxseg_nb.analysis.experiments import count_validation, figures_of
+    "Score a model on the validation pictures of a data set, or label test pictures for a server"
+    from ctxseg_nb.analysis.experiments import count_validation
+    from ctxseg_nb.inference.evaluate import evaluate_pictures, figures_of, mean_iou_of, write_report
     from ctxseg_nb.models.segmentor import load_model
     net, info = load_model(model)
-    dls = _dls(data, path, size or ','.join(map(str, info['size'] or (96, 96))), bs, min_photos)
-    if list(dls.card.codes) != list(info['codes']):
-        raise ValueError(f'{model}: was trained on {len(info["codes"])} other classes ({", ".join(info["codes"][:3])}, ...) than {data} has ({", ".join(dls.card.codes[:3])}, ...)')
-    counts = count_validation(net, dls)
-    _print_figures({code: mean_iou_of(c[None]) for code, c in zip(dls.card.codes, counts.sum(0))} | figures_of(counts, dls.card))
+    size = _size(size) if size else info['size']
+    label = _labeller(net, info, size, multiscale)
+    if submission: return _submit(label, info, submission, _test_pictures(pictures, names), out or submission)
+    if multiscale: items, card = _whole_pictures(data, path, size or (96, 96), min_photos)
+    else: card = (dls := _dls(data, path, ','.join(map(str, size or (96, 96))), bs, min_photos)).card
+    _check_codes(card, info, model, data)
+    counts = evaluate_pictures(label, items, card.n_classes) if multiscale else count_validation(net, dls)
+    _print_figures({code: mean_iou_of(c[None]) for code, c in zip(card.codes, counts.sum(0))} | figures_of(counts, card))
+    if out:
+        write_report(counts, card, out)
+        print(f'look at {out}/report.png')
 
 # %% ../nbs/cli.ipynb #49c0ed18
 @command
@@ -269,7 +320,7 @@ def _write_prediction(image, labels, info, base):
     for im, file in ((index, f'{base}.png'), (overlay, f'{base}-overlay.png')):
         with atomic_write(file) as tmp: im.save(tmp, format='PNG')
 
-# %% ../nbs/cli.ipynb #66544ecc
+# %% ../nbs/cli.ipynb #6cd1d046
 @command
 def models():
     "List models and backbones"
@@ -279,11 +330,23 @@ def models():
     print('backbones: ' + ', '.join(BACKBONES) + ', and every network of timm with feature maps (resnet50d, hrnet_w18, ...)')
 
 @command
-def data():
-    "List the data sets and where to get them"
-    from ctxseg_nb.analysis.experiments import DATASETS
-    print('scenes     embedded, drawn by the library; 24 classes')
-    for name, ds in DATASETS.items(): print(f'{name:11}{ds.get}')
+def data(
+    check: list = None,   # name and folder of a data set, whose files are all looked at
+    splits: str = None,   # of a check: names, as in train,val; all where not given
+    most: int = 10,       # of a check: lines for each kind of fault
+):
+    "List the data sets and where to get them, or check one on disk"
+    from ctxseg_nb.data.datasets import known_datasets
+    if check: return _check(check, splits, most)
+    print('scenes           embedded, drawn by the library; 24 classes')
+    for name, ds in known_datasets().items(): print(f'{name:17}{ds.get}')
+
+def _check(check, splits, most):
+    from ctxseg_nb.data.check import check_dataset, print_report
+    if len(check) != 2: raise ValueError(f'--check: expected the name of a data set and its folder, found {" ".join(check)}')
+    report = check_dataset(_open(*check), splits=splits and splits.split(','))
+    print_report(report, most)
+    if report.faults: raise ValueError(f'{check[1]}: {len(report.faults)} faults')
 
 # %% ../nbs/cli.ipynb #25dcfca6
 def _usage(parser, message): raise ValueError(f'{message}; see {parser.prog} --help')

@@ -12,15 +12,25 @@ from ..core import IGNORE, IMAGENET_STATS, at_least_float32, check_labels, full_
 # %% auto #0
 __all__ = ['COMPATIBILITIES', 'GuidedKernel', 'guided_filter', 'guided_self', 'label_compatibility', 'GuidanceCRF']
 
-# %% ../../nbs/crf/22_guided.ipynb #423d63a0
+# %% ../../nbs/crf/22_guided.ipynb #e2eadca0
+class _BoxSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, radius):
+        ctx.radius = radius
+        for dim in (-1, -2):
+            n = x.shape[dim]
+            r, c, x = min(radius, n - 1), x.cumsum(dim), torch.empty_like(x)
+            x.narrow(dim, 0, n - r).copy_(c.narrow(dim, r, n - r))
+            x.narrow(dim, n - r, r).copy_(c.narrow(dim, n - 1, 1))
+            x.narrow(dim, r + 1, n - r - 1).sub_(c.narrow(dim, 0, n - r - 1))
+        return x
+
+    @staticmethod
+    def backward(ctx, d): return _BoxSum.apply(d, ctx.radius), None
+
 def _box_sum(x, radius):
     "Sums over the window of 2·radius+1 squared around each pixel (..., H, W), cut off at the border"
-    for dim, before in ((-1, ()), (-2, (0, 0))):
-        n = x.shape[dim]
-        r = min(radius, n - 1)
-        c = F.pad(x, (*before, r + 1, r)).cumsum(dim)
-        x = c.narrow(dim, 2*r + 1, n) - c.narrow(dim, 0, n)
-    return x
+    return _BoxSum.apply(x, radius)
 
 # %% ../../nbs/crf/22_guided.ipynb #936a8999
 def _check_guide(guide, radius, eps):
@@ -54,21 +64,31 @@ class GuidedKernel:
         "Means over windows (..., H, W)"
         return _box_sum(x, self.radius)/self.n.to(x.dtype)
 
-# %% ../../nbs/crf/22_guided.ipynb #879db70a
+# %% ../../nbs/crf/22_guided.ipynb #e621eaa5
+def _dot(weights, maps, q=0.):
+    "q + Σ_c weights_c maps_c"
+    for w, x in zip(weights, maps): q = torch.addcmul(q, w, x) if torch.is_tensor(q) else w*x + q
+    return q
+
+# %% ../../nbs/crf/22_guided.ipynb #b7ada3f1
+def _few(self, p, I, μ, S, n):
+    "(B, k, H, W) → the same: a few maps"
+    m = _box_sum(p, self.radius)/n
+    cov = [torch.addcmul(_box_sum(i*p, self.radius)/n, μ, m, value=-1) for i, μ in zip(I, μ)]
+    a = [_dot(s, cov) for s in S]
+    return _dot(I, [_box_sum(x, self.radius) for x in a], _box_sum(m - _dot(μ, a), self.radius))/n
+
 def _filter(self, v):
     "(B, K, H, W) → (B, K, H, W): Σ_j k_ij v_j"
     _check_maps(v, self.I, 'maps')
     p = at_least_float32(v.as_subclass(torch.Tensor))
-    I, μ, S = (t.to(p.dtype) for t in (self.I, self.μ, self.S))
-    m = self.mean(p)
-    cov = [self.mean(I[:, c:c + 1]*p) - μ[:, c:c + 1]*m for c in range(3)]
-    a = [sum(S[:, c, d, None]*cov[d] for d in range(3)) for c in range(3)]
-    b = m - sum(μ[:, c:c + 1]*a[c] for c in range(3))
-    q = self.mean(b) + sum(I[:, c:c + 1]*self.mean(a[c]) for c in range(3))
-    return q.to(v.dtype)
+    (I, μ), S, n = (t.to(p.dtype).split(1, 1) for t in (self.I, self.μ)), [s.split(1, 1) for s in self.S.to(p.dtype).unbind(1)], self.n.to(p.dtype)
+    few = p.shape[1] if p.is_cuda else max(1, 2**19//p[0, 0].numel())
+    return torch.cat([self._few(x, I, μ, S, n) for x in p.split(few, 1)], 1).to(v.dtype)
 
-GuidedKernel.__call__ = _filter
+GuidedKernel._few, GuidedKernel.__call__ = _few, _filter
 
+# %% ../../nbs/crf/22_guided.ipynb #610bcaa2
 def guided_filter(
     guide: torch.Tensor,  # (B, 3, H, W) colours
     src: torch.Tensor,    # (B, K, H, W) maps

@@ -17,7 +17,7 @@ from ..core import IGNORE, IMAGENET_STATS
 from .datasets import as_rgb, check_mask
 
 # %% auto #0
-__all__ = ['FILL', 'PAPER_AUGMENT', 'Labels', 'Cut', 'Flip', 'random_view', 'Augment', 'ShorterSide']
+__all__ = ['FILL', 'PAPER_AUGMENT', 'Labels', 'Cut', 'Mirror', 'random_view', 'Augment', 'ShorterSide']
 
 # %% ../../nbs/data/10_transforms.ipynb #c8755774
 class Labels(tv_tensors.Mask): "A mask (1, H, W) that takes the label whose centre is nearest when resized"
@@ -51,20 +51,20 @@ class Cut(v2.Transform):
 
     def transform(self, inpt, params): return F.resize(F.crop(inpt, *params['crop']), params['size'])
 
-# %% ../../nbs/data/10_transforms.ipynb #0240dc27
+# %% ../../nbs/data/10_transforms.ipynb #2a74196f
 def _box(size, degrees):
-    "Height and width of the smallest box that holds a crop of `size` tilted by up to `degrees`, with equal margins"
+    "Height and width of a box that holds a crop of `size` tilted by up to `degrees`, with equal margins"
     def side(a, b):
         t = min(math.radians(degrees), math.atan2(b, a))
         return a + 2*math.ceil((a*math.cos(t) + b*math.sin(t) - a + 1)/2) if degrees else a
     return side(*size), side(*size[::-1])
 
-# %% ../../nbs/data/10_transforms.ipynb #801a6a92
-class Flip(v2.RandomHorizontalFlip):
+# %% ../../nbs/data/10_transforms.ipynb #63de9af4
+class Mirror(v2.RandomHorizontalFlip):
     "Left to right with probability `p`; labels become those of the mirror. Raises `ValueError` where `mirror` is not its own inverse"
     def __init__(self, p: float, mirror=None):
         super().__init__(p)
-        mirror = np.arange(0 if mirror is None else len(mirror)) if mirror is None else np.asarray(mirror)
+        mirror = np.asarray([] if mirror is None else mirror, int)
         k = np.arange(len(mirror))
         if not np.array_equal(np.sort(mirror), k) or not np.array_equal(mirror[mirror], k):
             raise ValueError(f'mirror: expected labels 0 to {len(k) - 1} that change places in pairs or not at all, found {mirror.tolist()}')
@@ -75,7 +75,7 @@ class Flip(v2.RandomHorizontalFlip):
         out = super().transform(inpt, params)
         return tv_tensors.wrap(self.table[out.long()], like=out) if isinstance(out, Labels) else out
 
-# %% ../../nbs/data/10_transforms.ipynb #5a5e5433
+# %% ../../nbs/data/10_transforms.ipynb #02b2cae2
 FILL = {tv_tensors.Image: [round(255*m) for m in IMAGENET_STATS[0]], Labels: IGNORE}  # colour and label of padding
 
 def random_view(
@@ -86,7 +86,7 @@ def random_view(
     box, fill = _box(size, rotate), dict(FILL)
     colour = [v2.ToPILImage(), v2.ColorJitter(jitter/4, jitter, jitter, jitter/10), v2.ToImage()] if jitter else []
     tilt = [v2.RandomRotation(rotate, v2.InterpolationMode.BILINEAR, fill=fill), v2.CenterCrop(size)] if rotate else []
-    return v2.Compose([Cut(box, scale), *colour, v2.RandomCrop(box, pad_if_needed=True, fill=fill), *tilt, Flip(flip, mirror)])
+    return v2.Compose([Cut(box, scale), *colour, v2.RandomCrop(box, pad_if_needed=True, fill=fill), *tilt, Mirror(flip, mirror)])
 
 # %% ../../nbs/data/10_transforms.ipynb #076c4ec9
 def _like(old, a):

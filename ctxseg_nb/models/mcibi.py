@@ -15,7 +15,7 @@ from .memory import FeatureMemory, poly_momentum
 from .segmentor import FCNHead, Segmentor, aux_loss, classifier, create_model, head_width, register_model
 
 # %% auto #0
-__all__ = ['HOSTS', 'DatasetContext', 'Augment', 'RCLLoss', 'Rows', 'MCIBIHead', 'mcibi']
+__all__ = ['HOSTS', 'DatasetContext', 'Fusion', 'RCLLoss', 'Rows', 'MCIBIHead', 'mcibi']
 
 # %% ../../nbs/models/17_mcibi.ipynb #f6f134bd
 def _aggregate(x, z, rows):
@@ -51,8 +51,8 @@ class DatasetContext(nn.Module):
             v = mixture_attention(k[:, None], q[:, None], v_).mT.reshape(v.shape)
         return self.g_o(v), z
 
-# %% ../../nbs/models/17_mcibi.ipynb #f0eda98d
-class Augment(nn.Module):
+# %% ../../nbs/models/17_mcibi.ipynb #1799eac5
+class Fusion(nn.Module):
     "R_aug = F(R, C_bi, C_wi) (B, C, h, w) (Jin et al. 2021, eq. 4)"
     def __init__(self,
         dim: int,     # C, channels of R and C_bi, and out
@@ -145,7 +145,7 @@ def _forget_batch(rows, keys): rows.before.zero_()   # after loading another sta
 
 Rows.momentum, Rows.set_progress, Rows.remember = property(_momentum), _set_progress, _remember
 
-# %% ../../nbs/models/17_mcibi.ipynb #70360c01
+# %% ../../nbs/models/17_mcibi.ipynb #ac5265a4
 @register_model('mcibi')
 class MCIBIHead(nn.Module):
     "Each cell gathers what the data set knows about the classes it may belong to, beside what the host finds in the picture (Jin et al. 2021, figure 2)"
@@ -166,10 +166,10 @@ class MCIBIHead(nn.Module):
         super().__init__()
         n = width or head_width(channels)
         self.host, self.gather, within = _host(host, channels, n_classes, n, host_options or {})
-        self.rows, self.context, self.augment = Rows(rows, n_classes, n, **memory), DatasetContext(n, n_classes, relation), Augment(n, within, fuse)
+        self.rows, self.context, self.fusion = Rows(rows, n_classes, n, **memory), DatasetContext(n, n_classes, relation), Fusion(n, within, fuse)
         self.classify, self.alpha, self.beta = classifier(n, n_classes, dropout), alpha, beta
 
-# %% ../../nbs/models/17_mcibi.ipynb #77299a26
+# %% ../../nbs/models/17_mcibi.ipynb #4f97ab16
 def _remember_rows(rows, out, target):
     "The loss of weight 0 that updates the memory"
     return rows.remember(out['features'], target, out['classifier'])
@@ -177,7 +177,7 @@ def _remember_rows(rows, out, target):
 def _forward(self, maps):
     (r, within, out), M = self.gather(self.host, maps), self.rows()
     c, z = self.context(r, M)
-    out = out | {'logits': self.classify(self.augment(r, c, within)), 'rough': z}
+    out = out | {'logits': self.classify(self.fusion(r, c, within)), 'rough': z}
     if not self.training or self.rows.memory is None: return out
     return out | {'features': r, 'rcl': self.classify(M[..., None, None]).flatten(1), 'seen': self.rows.memory.seen.clone(),
                   'classifier': self.classify[-1].weight}
