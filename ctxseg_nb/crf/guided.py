@@ -12,17 +12,19 @@ from ..core import IGNORE, IMAGENET_STATS, at_least_float32, check_labels, full_
 # %% auto #0
 __all__ = ['COMPATIBILITIES', 'GuidedKernel', 'guided_filter', 'guided_self', 'label_compatibility', 'GuidanceCRF']
 
-# %% ../../nbs/crf/22_guided.ipynb #e2eadca0
+# %% ../../nbs/crf/22_guided.ipynb #d0ccabe7
 class _BoxSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, radius):
         ctx.radius = radius
         for dim in (-1, -2):
-            n = x.shape[dim]
-            r, c, x = min(radius, n - 1), x.cumsum(dim), torch.empty_like(x)
-            x.narrow(dim, 0, n - r).copy_(c.narrow(dim, r, n - r))
-            x.narrow(dim, n - r, r).copy_(c.narrow(dim, n - 1, 1))
-            x.narrow(dim, r + 1, n - r - 1).sub_(c.narrow(dim, 0, n - r - 1))
+            n, c, x = x.shape[dim], x.cumsum(dim), torch.empty_like(x)
+            r, last = min(radius, n - 1), c.narrow(dim, n - 1, 1)
+            a, b = sorted((r + 1, n - r))       # windows before a begin with the line, those from b on end with it
+            x.narrow(dim, 0, a).copy_(c.narrow(dim, r, a))
+            torch.sub(last, c.narrow(dim, b - r - 1, n - b), out=x.narrow(dim, b, n - b))
+            if b == n - r: torch.sub(c.narrow(dim, a + r, b - a), c.narrow(dim, 0, b - a), out=x.narrow(dim, a, b - a))
+            else: x.narrow(dim, a, b - a).copy_(last)
         return x
 
     @staticmethod
@@ -31,6 +33,18 @@ class _BoxSum(torch.autograd.Function):
 def _box_sum(x, radius):
     "Sums over the window of 2·radius+1 squared around each pixel (..., H, W), cut off at the border"
     return _BoxSum.apply(x, radius)
+
+# %% ../../nbs/crf/22_guided.ipynb #67669c3b
+def _inverse(a, b, c, d, e, f, eps):
+    "Inverse (B, 3, 3, H, W) of symmetric matrices with rows (a, b, c), (b, d, e), (c, e, f), to whose diagonal `eps` is added"
+    a = a + eps
+    p, q = -b/a, c/a
+    d, e = d + eps + b*p, e - b*q
+    r = -e/d
+    f = f + eps - c*q + e*r
+    u, v = p*r - q, r/f
+    A, B, C, D = 1/a + p*p/d + u*u/f, p/d + u*v, u/f, 1/d + r*v
+    return torch.stack([A, B, C, B, D, v, C, v, 1/f], 1).unflatten(1, (3, 3))
 
 # %% ../../nbs/crf/22_guided.ipynb #936a8999
 def _check_guide(guide, radius, eps):
@@ -43,7 +57,7 @@ def _check_maps(v, guide, name):
     if v.ndim != 4 or (B, H, W) != (shape[0], *shape[2:]) or not v.is_floating_point():
         raise ValueError(f'{name}: expected floating ({B}, K, {H}, {W}) for images {tuple(guide.shape)}, found {shape} of {v.dtype}')
 
-# %% ../../nbs/crf/22_guided.ipynb #fa400f31
+# %% ../../nbs/crf/22_guided.ipynb #1b86f6c0
 class GuidedKernel:
     "The kernel of the guided filter on a batch of pictures: v → Kv (Shen & Zeng 2019, eq. 5), in O(N) for every radius"
     def __init__(self,
@@ -56,18 +70,18 @@ class GuidedKernel:
         self.I, self.radius = I - I.mean((2, 3), keepdim=True), radius
         self.n = _box_sum(torch.ones_like(I[:1, :1]), radius)   # (1, 1, H, W) pixels in each window
         self.μ = self.mean(self.I)
-        Σ = self.mean(self.I[:, :, None]*self.I[:, None]) - self.μ[:, :, None]*self.μ[:, None]   # (B, 3, 3, H, W)
-        A = Σ.movedim((1, 2), (3, 4)) + eps*torch.eye(3, device=I.device, dtype=I.dtype)
-        self.S = torch.linalg.inv_ex(A)[0].movedim((3, 4), (1, 2)).contiguous()                    # (B, 3, 3, H, W)
+        i, j = torch.triu_indices(3, 3)
+        Σ = self.mean(self.I[:, i]*self.I[:, j]) - self.μ[:, i]*self.μ[:, j]   # (B, 6, H, W): rr rg rb gg gb bb
+        self.S = _inverse(*Σ.unbind(1), eps)                                   # (B, 3, 3, H, W)
 
     def mean(self, x):
         "Means over windows (..., H, W)"
         return _box_sum(x, self.radius)/self.n.to(x.dtype)
 
-# %% ../../nbs/crf/22_guided.ipynb #e621eaa5
-def _dot(weights, maps, q=0.):
+# %% ../../nbs/crf/22_guided.ipynb #56d52e01
+def _dot(weights, maps, q=None):
     "q + Σ_c weights_c maps_c"
-    for w, x in zip(weights, maps): q = torch.addcmul(q, w, x) if torch.is_tensor(q) else w*x + q
+    for w, x in zip(weights, maps): q = w*x if q is None else torch.addcmul(q, w, x)
     return q
 
 # %% ../../nbs/crf/22_guided.ipynb #b7ada3f1
