@@ -5,11 +5,19 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/all.ipynb #50ba1dbb
+# %% ../nbs/all.ipynb #1c34a7a9
 from .core import *
 from .data.scenes import *
 from .data.datasets import *
 from .data.blocks import *
+from .data.miniature import *
+from .data.pascal import *
+from .data.coco import *
+from .data.scenery import *
+from .data.people import *
+from .data.rooms import *
+from .data.transforms import *
+from .data.check import *
 
 # %% ../nbs/all.ipynb #3e975fa1
 from .crf.graph import *
@@ -29,7 +37,7 @@ from .models.deepcrf import *
 from .models.refine import *
 from .models.guidance import *
 
-# %% ../nbs/all.ipynb #b1ab862a
+# %% ../nbs/all.ipynb #93edfd38
 from .training.losses import *
 from .training.metrics import *
 from .training.checkpoint import *
@@ -38,14 +46,19 @@ from .training.cifar import *
 from .training.asynchronous import *
 from .training.syncbn import *
 from .training.distributed import *
+from .training.recipes import *
+from .training.follow import *
 from .inference.multiscale import *
 from .inference.ensemble import *
+from .inference.evaluate import *
 from .analysis.compare import *
 from .analysis.frozen import *
 from .analysis.experiments import *
 from .analysis.random_fields import *
 from .analysis.ladder import *
 from .analysis.benchmarks import *
+from .analysis.plan import *
+from .analysis.looks import *
 from .analysis.widgets import *
 
 # %% ../nbs/all.ipynb #daf077de

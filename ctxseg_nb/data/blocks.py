@@ -128,7 +128,7 @@ def _some(items, n, seed, name):
     if n > len(items): raise ValueError(f'{name}: expected at most {len(items)} pictures, not {n}')
     return [items[i] for i in sorted(np.random.default_rng(seed).permutation(len(items))[:n])]
 
-# %% ../../nbs/data/03_blocks.ipynb #dda3a6aa
+# %% ../../nbs/data/03_blocks.ipynb #2f597fb0
 def dataset_dls(
     ds: SegDataset,
     size=None,       # (H, W), pixels; as they are where not given
@@ -141,6 +141,7 @@ def dataset_dls(
 ) -> DataLoaders:
     "The pictures of a data set on disk, read when they are needed"
     train, valid = (_some(ds.split(s), n, seed, f'{ds.name} {s}') for s, n in zip(splits, (n_train, n_valid)))
+    if hasattr(ds, 'mirror'): kwargs = dict(flip=0.) | kwargs   # left is not right in a mirror
     return segmentation_dls(train, valid, ds.card, size, bs, read=ds.read, read_mask=ds.read_mask, **kwargs)
 
 SegDataset.dataloaders = dataset_dls

@@ -118,7 +118,7 @@ def _add(out, p, b, mirrored, y, x, n=16):
         q = sum(q[..., i].mul_(v) for i, v in tx)
         for i, v in ty: o += q[:, i].mul_(v[:, None])
 
-# %% ../../nbs/inference/40_multiscale.ipynb #b09021f4
+# %% ../../nbs/inference/40_multiscale.ipynb #315fac28
 def predict_multiscale(
     model,                # images (B, 3, h, w) → logits (B, K, h, w)
     image: torch.Tensor,  # (3, H, W) or (B, 3, H, W) floats, normalised, on the model's device
@@ -129,6 +129,7 @@ def predict_multiscale(
     average: str = 'prob',  # what is averaged and returned: 'prob' (probabilities) or 'logit'
     fill: bool = False,   # pad to `crop` even what fits into it? The released evaluators do
     bs: int = 4,          # windows in one forward pass
+    mirror=None,          # (K,) the label that each label has in the mirror, for data sets that know left from right
 ) -> torch.Tensor:        # (B, K, H, W), float32 at least
     "Average over scales, windows and mirrors (Zhang et al. 2019, section 4.1). Heads that *sum* over positions need `crop` at training size"
     x, scales, crop = _checked(image, scales, crop, stride, average, bs)
@@ -140,5 +141,6 @@ def predict_multiscale(
                 crops, places = zip(*batch)
                 for p, place in zip(_logits(model, torch.stack(crops)), places):
                     if out is None: out = p.new_zeros(len(x), len(p), *x.shape[-2:])
+                    if mirror is not None and place[1]: p = p[[int(k) for k in mirror]]
                     _add(out, p.softmax(0) if average == 'prob' else p, *place)
     return out.div_(len(scales)*len(mirrors))
