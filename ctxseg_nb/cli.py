@@ -394,7 +394,7 @@ def _run(argv):
     if name not in COMMANDS: raise ValueError(f"no command '{name}'; there are {', '.join(COMMANDS)}")
     COMMANDS[name](**vars(_parser(COMMANDS[name]).parse_args(rest)))
 
-# %% ../nbs/cli.ipynb #6d8e74df
+# %% ../nbs/cli.ipynb #b38190bb
 def main(
     argv: list | None = None,  # words after `ctxseg`; those of the process where not given
 ) -> int:  # exit code: 0, or 2 after an error
@@ -403,7 +403,7 @@ def main(
     os.environ.setdefault('MPLBACKEND', 'agg')
     try:
         with patch.object(argparse.ArgumentParser, 'error', _usage): _run(sys.argv[1:] if argv is None else argv)
-    except (ValueError, OSError) as e:
+    except (ValueError, OSError, ImportError) as e:
         print(f'ctxseg: {" ".join(str(e).split())}', file=sys.stderr)
         return 2
     return 0
