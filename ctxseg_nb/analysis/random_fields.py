@@ -95,7 +95,7 @@ def edges_arm(seed, path, weights, data, model, epochs, lr, size, bs, refine, de
     figures, counts = judge(net, dls)
     return figures | corrected(net, dls, refine, 4e-3, dense), counts
 
-# %% ../../nbs/analysis/55_random_fields.ipynb #c57df25e
+# %% ../../nbs/analysis/55_random_fields.ipynb #aed44c9b
 NARROW = dict(block_width=32, width=64, scales=[1.], windows=[], pair_weight=.05)
 DENSE = dict(theta_alpha=15, theta_beta=20, theta_gamma=2, w_bilateral=4, w_spatial=1)
 PYRAMID = NARROW | dict(windows=[5, 9])
@@ -107,4 +107,6 @@ register_experiment(Experiment('deepcrf', 'Pairwise potentials on the embedded s
     dict(unary=NARROW | dict(relations=[], networks=4), surrounding=NARROW | dict(relations=['surrounding'], networks=2), above=NARROW | dict(relations=['above']),
          both=NARROW | BOTH | CORRECTED | dict(networks=2), pyramid=PYRAMID | dict(relations=[]), scales=FULL | CORRECTED | dict(relations=[]),
          all=FULL | BOTH | CORRECTED),
-    SCENES | dict(n_train=400, bs=8, epochs=20), baseline='unary'));
+    SCENES | dict(n_train=400, bs=8, epochs=20), baseline='unary'))
+register_experiment(Experiment('camvid-edges', 'FCN on CamVid at 240×180, and after the dense and the learnt correction', edges_arm, dict(fcn=dict(model='fcn')),
+    dict(data='camvid', size=[180, 240], bs=8, epochs=8, lr=2e-4, refine=3, dense=dict(theta_alpha=30, theta_beta=7, theta_gamma=3, w_bilateral=4, w_spatial=1)), needs=PHOTOS));
