@@ -37,7 +37,7 @@ from .models.deepcrf import *
 from .models.refine import *
 from .models.guidance import *
 
-# %% ../nbs/all.ipynb #93edfd38
+# %% ../nbs/all.ipynb #f3896706
 from .training.losses import *
 from .training.metrics import *
 from .training.checkpoint import *
@@ -51,6 +51,7 @@ from .training.follow import *
 from .inference.multiscale import *
 from .inference.ensemble import *
 from .inference.evaluate import *
+from .inference.export import *
 from .analysis.compare import *
 from .analysis.frozen import *
 from .analysis.experiments import *

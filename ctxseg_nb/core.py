@@ -14,8 +14,8 @@ import torch.distributed as dist
 
 # %% auto #0
 __all__ = ['IGNORE', 'IMAGENET_STATS', 'VOID_COLOUR', 'Card', 'palette', 'colorize', 'show_rows', 'legend', 'atomic_write',
-           'write_json', 'check_labels', 'at_least_float32', 'full_precision', 'shared_mean', 'checksum', 'real_data',
-           'keep_memory']
+           'write_json', 'check_labels', 'plain', 'at_least_float32', 'full_precision', 'shared_mean', 'checksum',
+           'real_data', 'keep_memory']
 
 # %% ../nbs/00_core.ipynb #290a87b6
 IGNORE = 255  # label of void pixels, in every mask of this library
@@ -139,6 +139,13 @@ def check_labels(
     if not bad.any(): return
     void = '' if ignore_index is None else f' and not void ({ignore_index})'
     raise ValueError(f'{name} has label {labels[bad][0].item()}, outside 0..{n_classes - 1} of {n_classes} classes{void}')
+
+# %% ../nbs/00_core.ipynb #793ec102
+def plain(
+    x: torch.Tensor,  # or of a subclass, as fastai's `TensorImage`
+) -> torch.Tensor:
+    "A tensor without its subclass; what is being traced is left alone"
+    return x if type(x) is torch.Tensor or torch.compiler.is_compiling() else x.as_subclass(torch.Tensor)
 
 # %% ../nbs/00_core.ipynb #96932823
 def at_least_float32(

@@ -12,8 +12,9 @@ from ..core import IGNORE, at_least_float32, check_labels, full_precision, share
 # %% auto #0
 __all__ = ['RELATIONS', 'exact_crf', 'range_box_edges', 'pair_nll', 'piecewise_nll', 'mean_field']
 
-# %% ../../nbs/crf/20_graph.ipynb #17d3d28d
+# %% ../../nbs/crf/20_graph.ipynb #60107df2
 def _check(unary_scores, pair_scores, edges):
+    if torch.compiler.is_compiling(): return   # values and sizes are not known yet
     if unary_scores.ndim != 2 or not unary_scores.is_floating_point():
         raise ValueError(f'unary scores: expected floating (N, K), found {tuple(unary_scores.shape)} of {unary_scores.dtype}')
     _check_edges(edges, len(unary_scores)); _check_pairs(pair_scores, edges, unary_scores.shape[1])
@@ -80,7 +81,7 @@ def range_box_edges(
     q, j = (table >= 0).nonzero(as_tuple=True)
     return torch.stack([table[q, j], q]), table
 
-# %% ../../nbs/crf/20_graph.ipynb #abb20f90
+# %% ../../nbs/crf/20_graph.ipynb #69dd173a
 _AT_ONCE = 2**24   # pair scores in a chunk that is computed: 64 MiB of float32
 _IN_CACHE = 2**20  # in a chunk of a table that is there, on a CPU: 4 MiB
 
@@ -95,7 +96,7 @@ def _by_chunk(f, pair_scores, edges, K):
     "c, f(c, scores of c) for chunks c of the edges; where scores are computed, they are computed again for the gradient"
     there = not callable(pair_scores) and pair_scores.device.type == 'cpu'
     n, E = max(1, (_IN_CACHE if there else _AT_ONCE)//K**2), edges.shape[1]
-    chunks = [slice(i, min(i + n, E)) for i in range(0, max(E, 1), n)]
+    chunks = [slice(0, E)] if torch.compiler.is_compiling() else [slice(i, min(i + n, E)) for i in range(0, max(E, 1), n)]
     if not callable(pair_scores): yield from ((c, f(c, W)) for c, W in zip(chunks, pair_scores.split(n))); return
     def computed(c, e):    # a tensor among the arguments tells `checkpoint` whose random numbers to keep
         W = pair_scores(c)

@@ -27,12 +27,12 @@ def contextual_prior(
         v, w = at_least_float32(v), at_least_float32(w)
         return (w @ v.mean(2).flatten(1)[..., None])[..., 0].softmax(1)
 
-# %% ../../nbs/models/15_cfnet.ipynb #7a75b718
+# %% ../../nbs/models/15_cfnet.ipynb #614f0138
 def _check(u, v, psi=None, prior=None):
     "Raise `ValueError` for shapes that do not fit each other"
     if u.ndim != 4 or v.ndim != 4 or u.shape[:2] != v.shape[:2] or u.shape[3] != v.shape[3]:
         raise ValueError(f'expected u (B, M, N_c, d) and v (B, M, N_t, d), found {tuple(u.shape)} and {tuple(v.shape)}')
-    if psi is not None and (psi.ndim != 3 or psi.shape[:2] != (len(u), u.shape[2])):
+    if psi is not None and (psi.ndim != 3 or psi.shape[:2] != (u.shape[0], u.shape[2])):
         raise ValueError(f'psi: expected ({len(u)}, {u.shape[2]}, d_v), found {tuple(psi.shape)}')
     if prior is not None and prior.shape != u.shape[:2]: raise ValueError(f'prior: expected {tuple(u.shape[:2])}, found {tuple(prior.shape)}')
 
@@ -70,7 +70,7 @@ def mixture_attention(
     z = F.scaled_dot_product_attention(v, u, values, scale=(M*d)**-.5 if scale is None else scale)   # (B, M, N_t, width)
     return z[..., :d_v].sum(1)
 
-# %% ../../nbs/models/15_cfnet.ipynb #fc56ec19
+# %% ../../nbs/models/15_cfnet.ipynb #3e2ea274
 class CFM(nn.Module):
     "Co-occurrent feature model: a map x and its co-occurrent positions c → u (B·H, K, N_c, d), v (B·H, K, N_t, d), π (B·H, K) (Zhang et al. 2019, section 2.1)"
     def __init__(self,
@@ -94,7 +94,7 @@ class CFM(nn.Module):
     def forward(self, x, c):
         vu = self.embed(*((x,) if c is x else (x, c))).unflatten(1, self.chunks).flatten(0, 1).mT   # (B·H, K, N_t + N_c, d)
         u, v = vu[:, :, -c[0, 0].numel():], vu[:, :, :x[0, 0].numel()]
-        return u, v, contextual_prior(v, self.w.repeat(len(x), 1, 1))
+        return u, v, contextual_prior(v, self.w.repeat(x.shape[0], 1, 1))
 
 # %% ../../nbs/models/15_cfnet.ipynb #ff00a1a0
 class ACF(nn.Module):

@@ -12,7 +12,7 @@ from fastai.vision.all import *
 from safetensors.torch import save
 
 # %% auto #0
-__all__ = ['DENSE', 'FIGURES', 'backbone_options', 'recipe_model', 'begin_with', 'StopAfter', 'recipe_dls', 'score', 'follow']
+__all__ = ['PHOTO_CRF', 'FIGURES', 'backbone_options', 'recipe_model', 'begin_with', 'StopAfter', 'recipe_dls', 'score', 'follow']
 
 # %% ../../nbs/training/39_follow.ipynb #08fffaf0
 from ..core import IMAGENET_STATS, atomic_write, write_json
@@ -123,8 +123,8 @@ def _look(r, model, x, how, mirror=None):
     s = predict_multiscale(model, x, scales, r.crop if r.windows else None, flip=r.mirrors, average=r.combine, mirror=mirror)
     return upsample(s if r.combine == 'logit' else s.clamp(min=1e-30).log(), size), None
 
-# %% ../../nbs/training/39_follow.ipynb #4026cf5e
-DENSE = dict(theta_alpha=80., theta_beta=13., theta_gamma=3., w_bilateral=10., w_spatial=3.)  # of Krähenbühl & Koltun's example
+# %% ../../nbs/training/39_follow.ipynb #20543fb2
+PHOTO_CRF = dict(theta_alpha=80., theta_beta=13., theta_gamma=3., w_bilateral=10., w_spatial=3.)  # of Krähenbühl & Koltun's example
 _SAMPLE = 200  # training pictures on which weights of looks are learnt
 
 def _plain(batches): return ((x.as_subclass(torch.Tensor), y.as_subclass(torch.Tensor)) for x, y in batches)
@@ -144,12 +144,12 @@ def _field(r, model, dls, steps):
     learn.fit_one_cycle(2, cbs=[] if steps is None else [StopAfter(steps)])
     return learn.model.field
 
-# %% ../../nbs/training/39_follow.ipynb #ab64eadf
+# %% ../../nbs/training/39_follow.ipynb #0b1d560b
 def _sharpener(r, model, dls, steps):
     "Scores, picture, presence → scores"
     if r.refine in _FIELDS: return _field(r, model, dls, steps)
     if r.refine is None: return lambda s, x, g: s
-    crf, (mean, std) = DenseCRF(**DENSE), (255*torch.tensor(s, device=dls.device).view(3, 1, 1) for s in IMAGENET_STATS)
+    crf, (mean, std) = DenseCRF(**PHOTO_CRF), (255*torch.tensor(s, device=dls.device).view(3, 1, 1) for s in IMAGENET_STATS)
     return lambda s, x, g: crf(s, (x*std + mean).clamp(0, 255))
 
 # %% ../../nbs/training/39_follow.ipynb #32016582
