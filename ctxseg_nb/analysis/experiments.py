@@ -123,7 +123,7 @@ register_experiment(Experiment('cfnet-ablation', 'Softmaxes, heads and the rate 
     | {f'rate_{d}': dict(model='cfnet', dilation=d) for d in (1, 2, 8)},
     SCENES | dict(size=64, n_train=300, epochs=12, kinds=['regions', 'position']), baseline='K1_H1'));
 
-# %% ../../nbs/analysis/52_experiments.ipynb #606cbc11
+# %% ../../nbs/analysis/52_experiments.ipynb #a6f92b16
 HOST_HEADS = dict(fcn=dict(model='fcn'), pspnet=dict(model='psp'), deeplabv3=dict(model='aspp', rates=(3, 6, 9)), ocrnet=dict(model='ocr'))
 MCIBI = dict(memory={}, no_relation=dict(relation=False), random=dict(rows='random'), learned=dict(rows='learned'), picture=dict(rows='picture'),
              add=dict(fuse='add'), weighted=dict(fuse='weighted'), mean=dict(strategy='mean'), constant=dict(poly=False),
@@ -133,19 +133,19 @@ MCIBI_HOSTS = {f'{host}_memory': dict(model='mcibi', host=host, host_options={k:
                for host, o in HOST_HEADS.items() if host != 'fcn'}
 MCIBI_HOSTS |= {f'deeplabv3_{k}': MCIBI_HOSTS['deeplabv3_memory'] | MCIBI[k] for k in ('no_rcl', 'no_relation')}
 MCIBI_HOSTS |= {f'{k}_longer': (HOST_HEADS | MCIBI_HOSTS)[k] | dict(epochs=24) for k in ('deeplabv3', 'deeplabv3_memory', 'ocrnet', 'ocrnet_memory')}
-MCIBI_HOSTS |= {f'deeplabv3_{k}_longer': MCIBI_HOSTS['deeplabv3_memory_longer'] | o for k, o in dict(no_rcl=dict(beta=0), random=dict(rows='random'), no_rough=dict(alpha=0)).items()}
+MCIBI_HOSTS |= {f'deeplabv3_{k}_longer': MCIBI_HOSTS['deeplabv3_memory_longer'] | o for k, o in dict(no_rcl=dict(beta=0), random=dict(rows='random'), no_rough=dict(alpha=0), no_relation=dict(relation=False)).items()}
 
 register_experiment(Experiment('mcibi', 'MCIBI in its four hosts, its parts, and controls that do not remember, on the embedded scenes', scenes_arm,
     HOST_HEADS | MCIBI | MCIBI_HOSTS, SCENES | dict(size=64, n_train=300, epochs=12, lights=dict(tinted=(40, 5, -40)))))
 register_experiment(Experiment('mcibi-few', 'MCIBI and controls on 30 to 600 scenes whose light differs', scenes_arm,
     {f'{k}_{n}': o | dict(n_train=n, epochs=2400//n) for n in (30, 150, 600)
-     for k, o in (HOST_HEADS | MCIBI).items() if k in ('fcn', 'memory', 'random')},
+     for k, o in (HOST_HEADS | MCIBI).items() if k in ('fcn', 'memory', 'random', 'learned', 'picture', 'no_relation', 'no_rcl')},
     SCENES | dict(size=64, kinds=['prototypes']), baseline='random_150'))
 register_experiment(Experiment('mcibi-light', 'MCIBI and controls in lights they have not seen, weaker and stronger', scenes_arm,
     {k: (HOST_HEADS | MCIBI)[k] for k in ('fcn', 'memory', 'random')},
     SCENES | dict(size=64, n_train=300, epochs=24, lights={f'light_{s}': (8*s, s, -8*s) for s in (1, 2, 3)})));
 
-# %% ../../nbs/analysis/52_experiments.ipynb #d8b275c6
+# %% ../../nbs/analysis/52_experiments.ipynb #6cfa262f
 register_experiment(Experiment('camvid', 'FCN on CamVid, street scenes at 240×180', photos_arm,
     dict(fcn=dict(model='fcn')), dict(data='camvid', size=[180, 240], bs=8, epochs=8, lr=2e-4), needs=PHOTOS))
 register_experiment(Experiment('ccp', 'FCN on Clothing Co-Parsing at 200×304, the 31 classes in at least 35 training photographs', photos_arm,
@@ -153,7 +153,7 @@ register_experiment(Experiment('ccp', 'FCN on Clothing Co-Parsing at 200×304, t
 register_experiment(Experiment('ccp-frozen', 'Heads on frozen SqueezeNet features of Clothing Co-Parsing, 31 classes', frozen_photos_arm,
     CONTROLS | dict(psp=dict(model='psp'), encnet=dict(model='encnet', head=dict(stage3=False)), cfnet=dict(model='cfnet'), cfnet_local=dict(model='cfnet_local'),
         mcibi=dict(model='mcibi'), guided=dict(model='guided'),
-        mcibi_random=dict(model='mcibi', head=dict(rows='random')), mcibi_no_relation=dict(model='mcibi', head=dict(relation=False))),
+        **{f'mcibi_{k}': dict(model='mcibi', head=o) for k, o in dict(no_rcl=dict(beta=0), random=dict(rows='random'), learned=dict(rows='learned'), picture=dict(rows='picture'), no_relation=dict(relation=False)).items()}),
     dict(data='ccp', size=[304, 200], min_photos=35, bs=8, epochs=10, lr=2e-3), needs=PHOTOS));
 
 # %% ../../nbs/analysis/52_experiments.ipynb #64087a48

@@ -61,7 +61,7 @@ def _check_maps(v, guide, name):
     if v.ndim != 4 or (B, H, W) != (shape[0], *shape[2:]) or not v.is_floating_point():
         raise ValueError(f'{name}: expected floating ({B}, K, {H}, {W}) for images {tuple(guide.shape)}, found {shape} of {v.dtype}')
 
-# %% ../../nbs/crf/22_guided.ipynb #41d3d023
+# %% ../../nbs/crf/22_guided.ipynb #0da89bab
 class GuidedKernel:
     "The kernel of the guided filter on a batch of pictures: v → Kv (Shen & Zeng 2019, eq. 5), in O(N) for every radius"
     def __init__(self,
@@ -74,7 +74,7 @@ class GuidedKernel:
         self.I, self.radius = I - I.mean((2, 3), keepdim=True), radius
         self.n = _box_sum(torch.ones_like(I[:1, :1]), radius)   # (1, 1, H, W) pixels in each window
         self.μ = self.mean(self.I)
-        i, j = torch.triu_indices(3, 3)
+        i, j = torch.triu_indices(3, 3, device=I.device)
         Σ = self.mean(self.I[:, i]*self.I[:, j]) - self.μ[:, i]*self.μ[:, j]   # (B, 6, H, W): rr rg rb gg gb bb
         self.S = _inverse(*Σ.unbind(1), eps)                                   # (B, 3, 3, H, W)
 

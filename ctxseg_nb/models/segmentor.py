@@ -199,14 +199,25 @@ def param_groups(
     def is_old(name): return name.startswith('backbone.') and '.new.' not in name
     return [[p for n, p in model.named_parameters() if is_old(n) == b] for b in (True, False)]
 
-# %% ../../nbs/models/11_segmentor.ipynb #894192c8
+# %% ../../nbs/models/11_segmentor.ipynb #3156e6f7
 _FORMAT = 1  # of the JSON beside the tensors
 
 def _files(path):
     base = str(path).removesuffix('.safetensors').removesuffix('.json')
     return Path(f'{base}.safetensors'), Path(f'{base}.json')
 
-# %% ../../nbs/models/11_segmentor.ipynb #73192774
+def _card(path, n, codes, colours, stats, size):
+    "What a user of a model needs to know beside its weights, as JSON takes it"
+    if len(codes) != n: raise ValueError(f'{path}: expected {n} class names, found {len(codes)}')
+    colours = [f'#{r:02x}{g:02x}{b:02x}' for r, g, b in (core.palette(n) if colours is None else colours)]
+    return dict(format=_FORMAT, codes=list(codes), palette=colours, mean=list(stats[0]), std=list(stats[1]), size=size)
+
+def _from_card(card):
+    "Class names, colours, normalisation and size"
+    colours = np.array([list(bytes.fromhex(h[1:])) for h in card['palette']], np.uint8)
+    return dict(codes=card['codes'], palette=colours, stats=(card['mean'], card['std']), size=card['size'])
+
+# %% ../../nbs/models/11_segmentor.ipynb #225a1b26
 def save_model(
     model: Segmentor,  # from `create_model`
     path: str | Path,  # of the two files, with or without their suffix
@@ -217,10 +228,8 @@ def save_model(
 ):
     "Write `path`.safetensors and `path`.json. Raises `OSError` naming the file where they cannot be written"
     if model.config is None: raise ValueError('expected a model from create_model, found a Segmentor without config')
-    (k, n), (tensors, card) = (len(codes), model.config['n_classes']), _files(path)
-    if k != n: raise ValueError(f'{path}: expected {n} class names, found {k}')
-    colours = [f'#{r:02x}{g:02x}{b:02x}' for r, g, b in (core.palette(k) if palette is None else palette)]
-    info = dict(format=_FORMAT, config=model.config, codes=list(codes), palette=colours, mean=list(stats[0]), std=list(stats[1]), size=size)
+    tensors, card = _files(path)
+    info = _card(path, model.config['n_classes'], codes, palette, stats, size) | dict(config=model.config)
     with atomic_write(card) as c, atomic_write(tensors) as t:
         c.write_text(json.dumps(info, indent=1))
         t.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}))
@@ -234,7 +243,7 @@ def _read_card(file):
     if found != _FORMAT: raise ValueError(f'{file}: expected a model card of format {_FORMAT}, found {found}')
     return info
 
-# %% ../../nbs/models/11_segmentor.ipynb #fdd95ffb
+# %% ../../nbs/models/11_segmentor.ipynb #fa0c54ab
 def load_model(
     path: str | Path,  # of the two files, with or without a suffix
 ) -> tuple[Segmentor, dict]:  # the model in evaluation mode; config, codes, palette (K, 3) uint8, stats and size
@@ -244,8 +253,7 @@ def load_model(
     try:
         c = info['config']
         model = create_model(c['model'], c['n_classes'], c['backbone'], c['backbone_options'], c['aux'], **c['options'])
-        colours = np.array([list(bytes.fromhex(h[1:])) for h in info['palette']], np.uint8)
-        info = dict(config=c, codes=info['codes'], palette=colours, stats=(info['mean'], info['std']), size=info['size'])
+        info = _from_card(info) | dict(config=c)
     except KeyError as e: raise ValueError(f'{card}: expected an entry {e}, found none') from e
     except (TypeError, ValueError) as e: raise ValueError(f'{card}: {e}') from e
     return load_tensors(model, tensors).eval(), info
