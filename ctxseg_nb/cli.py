@@ -243,7 +243,7 @@ def benchmark(
     if not names: print('\n'.join(f'{n:14}{f.__doc__}' for n, f in BENCHMARKS.items()))
     for name in names: run_benchmark(name, out)
 
-# %% ../nbs/cli.ipynb #adc4adf3
+# %% ../nbs/cli.ipynb #37422b62
 def _test_pictures(folder, names=None):
     "Files of pictures in `folder` and its subfolders; with the file `names`, those whose names it lists"
     if not folder: raise ValueError('--submission needs --pictures, the folder of the test pictures')
@@ -254,11 +254,12 @@ def _test_pictures(folder, names=None):
     if missing := [n for n in wanted if n not in by_name]: raise ValueError(f'{names}: {len(missing)} of {len(wanted)} pictures are not in {folder}, {missing[0]} first')
     return [by_name[n] for n in wanted]
 
-def _labeller(net, info, size, multiscale):
+def _labeller(net, info, size, multiscale, mirror=None):
     "Picture → labels at its own size; the network sees it at `size`, or as it is"
     from ctxseg_nb.inference.evaluate import labeller
     from ctxseg_nb.inference.multiscale import SCALES
-    looks = dict(scales=SCALES, flip=True, crop=size and tuple(size)) if multiscale else {}
+    looks = dict(scales=SCALES, flip=True, crop=size and tuple(size), mirror=mirror) if multiscale else {}
+    if info.get('fixed'): looks |= dict(crop=tuple(info['fixed']), fill=True)
     return labeller(net, size and max(size), stats=info['stats'], **looks)
 
 def _submit(label, info, kind, files, out):
@@ -268,21 +269,21 @@ def _submit(label, info, kind, files, out):
     found = write_submission(label, files, out, kind)
     print(f'{len(found)} files of labels in {found[0].parent}')
 
-# %% ../nbs/cli.ipynb #00c3f0d1
+# %% ../nbs/cli.ipynb #6a9c1ce1
 def _check_codes(card, info, model, data):
     if list(card.codes) != list(info['codes']):
         raise ValueError(f'{model}: was trained on {len(info["codes"])} other classes ({", ".join(info["codes"][:3])}, ...) than {data} has ({", ".join(card.codes[:3])}, ...)')
 
 def _whole_pictures(data, path, size, min_photos):
-    "Validation pictures with their masks, each at its own size, and the card of the data set"
+    "Validation pictures with their masks, each at its own size, the card of the data set, and its labels in the mirror or None"
     from ctxseg_nb.data.blocks import VALID_SEED
     from ctxseg_nb.data.scenes import ContextScenes
     from ctxseg_nb.inference.evaluate import read_split
-    if data == 'scenes': return ContextScenes(200, size[0], VALID_SEED), ContextScenes.card
+    if data == 'scenes': return ContextScenes(200, size[0], VALID_SEED), ContextScenes.card, None
     ds = _open(data, path, min_photos)
-    return read_split(ds), ds.card
+    return read_split(ds), ds.card, getattr(ds, 'mirror', None)
 
-# %% ../nbs/cli.ipynb #1608be3c
+# %% ../nbs/cli.ipynb #c041fabf
 @command
 def evaluate(
     model: str,               # file that `train` wrote: model.safetensors
@@ -303,12 +304,11 @@ def evaluate(
     from ctxseg_nb.inference.export import load_exported
     net, info = load_exported(model)
     size = _size(size) if size else info['size']
-    label = _labeller(net, info, size, multiscale)
-    if submission: return _submit(label, info, submission, _test_pictures(pictures, names), out or submission)
-    if multiscale: items, card = _whole_pictures(data, path, size or (96, 96), min_photos)
+    if submission: return _submit(_labeller(net, info, size, multiscale), info, submission, _test_pictures(pictures, names), out or submission)
+    if multiscale: items, card, mirror = _whole_pictures(data, path, size or (96, 96), min_photos)
     else: card = (dls := _dls(data, path, ','.join(map(str, size or (96, 96))), bs, min_photos)).card
     _check_codes(card, info, model, data)
-    counts = evaluate_pictures(label, items, card.n_classes) if multiscale else count_validation(net, dls)
+    counts = evaluate_pictures(_labeller(net, info, size, True, mirror), items, card.n_classes) if multiscale else count_validation(net, dls)
     _print_figures({code: mean_iou_of(c[None]) for code, c in zip(card.codes, counts.sum(0))} | figures_of(counts, card))
     if out:
         write_report(counts, card, out)

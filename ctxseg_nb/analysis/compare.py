@@ -122,16 +122,16 @@ def run_experiment(
     with FileLock(Path(work)/name/'lock'): _compare(ex, file, work)
     return read_results(file)
 
-# %% ../../nbs/analysis/50_compare.ipynb #488ce818
+# %% ../../nbs/analysis/50_compare.ipynb #90512fea
 def _compare(ex, file, work):
     "Write what follows from all runs: the paired bootstrap, IoU by class"
     results = _begin(ex, file)
     counts = _all_counts(ex, results['runs'], work)
-    for part, found in (('against', _against(ex, counts)), ('classes', {arm: _by_class(c) for arm, c in counts.items()})):
+    for part, found in (('against', _against(ex, counts)), ('classes', {arm: _by_class(c.values()) for arm, c in counts.items()})):
         results[part] = results.get(part, {}) | found
-    write_json(file, results | ({'share': _share(next(iter(counts.values())))} if counts else {}))
+    write_json(file, results | ({'share': _share(next(iter(next(iter(counts.values())).values())))} if counts else {}))
 
-# %% ../../nbs/analysis/50_compare.ipynb #6bd66ae7
+# %% ../../nbs/analysis/50_compare.ipynb #aabadb27
 def _one_run(ex, arm, seed, inputs, work):
     start, counts_file = time.perf_counter(), _counts_file(work, ex, arm, seed)
     figures, counts = ex.run(seed, **inputs, **(ex.settings | ex.arms[arm]))
@@ -141,22 +141,26 @@ def _one_run(ex, arm, seed, inputs, work):
     return dict(arm=arm, seed=seed, figures=figures, seconds=round(time.perf_counter() - start), made_with=surroundings())
 
 def _all_counts(ex, runs, work):
-    "Counts (seeds, n, K, 3) of the arms of whose runs all are at hand"
-    files = {arm: [_counts_file(work, ex, arm, r['seed']) for r in runs if r['arm'] == arm] for arm in ex.arms}
-    return {arm: np.stack([np.load(f)['counts'] for f in fs]) for arm, fs in files.items() if fs and all(f.exists() for f in fs)}
+    "arm → seed → counts (n, K, 3), for the arms of whose runs all are at hand"
+    files = {arm: {r['seed']: _counts_file(work, ex, arm, r['seed']) for r in runs if r['arm'] == arm} for arm in ex.arms}
+    return {arm: {s: np.load(f)['counts'] for s, f in fs.items()} for arm, fs in files.items() if fs and all(f.exists() for f in fs.values())}
 
 def _against(ex, counts):
-    "Paired bootstrap of every arm against the baseline"
-    return {arm: paired_bootstrap(c, counts[ex.baseline]) for arm, c in counts.items() if arm != ex.baseline and ex.baseline in counts}
+    "Paired bootstrap of every arm against the baseline, on the seeds that both have"
+    found, base = {}, counts.get(ex.baseline, {})
+    for arm, c in counts.items():
+        seeds = sorted(c.keys() & base.keys())
+        if seeds and arm != ex.baseline: found[arm] = paired_bootstrap(*[np.stack([d[s] for s in seeds]) for d in (c, base)])
+    return found
 
 def _share(counts):
-    "Share of the pixels of each class"
-    true = counts[0, ..., 2].sum(0)   # (K,)
+    "Share of the pixels of each class: counts (n, K, 3)"
+    true = counts[..., 2].sum(0)   # (K,)
     return [round(n, 8) for n in (true/true.sum()).tolist()]
 
 def _by_class(counts):
     "IoU of each class, mean over seeds; None for one that is not there"
-    there = np.array(_share(counts)) > 0
+    there = np.array(_share(next(iter(counts)))) > 0
     return [round(float(np.mean([mean_iou_of(c.sum(0), [k]) for c in counts])), 4) if there[k] else None for k in range(len(there))]
 
 # %% ../../nbs/analysis/50_compare.ipynb #d5a3e645

@@ -23,8 +23,8 @@ from ..training.learner import segmentation_learner
 _all_ = ['figures_of']
 
 # %% auto #0
-__all__ = ['CONTROLS', 'SCENES', 'PHOTOS', 'HOST_HEADS', 'MCIBI', 'MCIBI_HOSTS', 'count_validation', 'Tint', 'trained',
-           'train_arm', 'scenes_arm', 'photos_arm', 'frozen_photos_arm', 'gap_closed', 'figures_of']
+__all__ = ['CONTROLS', 'SCENES', 'GUIDED_HEAD', 'PHOTOS', 'HOST_HEADS', 'MCIBI', 'MCIBI_HOSTS', 'count_validation', 'Tint',
+           'trained', 'train_arm', 'scenes_arm', 'photos_arm', 'frozen_photos_arm', 'gap_closed', 'figures_of']
 
 # %% ../../nbs/analysis/52_experiments.ipynb #d96d463c
 @torch.inference_mode()
@@ -100,9 +100,10 @@ def frozen_photos_arm(seed, path, weights, data, model, size, min_photos=None, *
     ds = open_dataset(data, path, **({} if min_photos is None else dict(min_photos=min_photos)))
     return frozen_arm(seed, ds, tuple(size), model, weights, **options)
 
-# %% ../../nbs/analysis/52_experiments.ipynb #3beb4cab
+# %% ../../nbs/analysis/52_experiments.ipynb #2341be6a
 CONTROLS = {name: dict(model=name) for name in ('fcn', 'gap', 'gap_local', 'fcn_wide')}
 SCENES = dict(size=96, n_train=600, n_valid=200, bs=16, epochs=25, lr=4e-3)
+GUIDED_HEAD = dict(width=128, joint=128, fc=256, rate=1)  # as wide as the other heads on frozen features; chosen on a slice of the training photographs
 PHOTOS = dict(path='the folder of the data set', weights="SqueezeNet's weights: a safetensors file, or 'imagenet'")
 
 # %% ../../nbs/analysis/52_experiments.ipynb #ad90ab74
@@ -145,14 +146,14 @@ register_experiment(Experiment('mcibi-light', 'MCIBI and controls in lights they
     {k: (HOST_HEADS | MCIBI)[k] for k in ('fcn', 'memory', 'random')},
     SCENES | dict(size=64, n_train=300, epochs=24, lights={f'light_{s}': (8*s, s, -8*s) for s in (1, 2, 3)})));
 
-# %% ../../nbs/analysis/52_experiments.ipynb #6cfa262f
+# %% ../../nbs/analysis/52_experiments.ipynb #0886b364
 register_experiment(Experiment('camvid', 'FCN on CamVid, street scenes at 240×180', photos_arm,
     dict(fcn=dict(model='fcn')), dict(data='camvid', size=[180, 240], bs=8, epochs=8, lr=2e-4), needs=PHOTOS))
 register_experiment(Experiment('ccp', 'FCN on Clothing Co-Parsing at 200×304, the 31 classes in at least 35 training photographs', photos_arm,
     dict(fcn=dict(model='fcn')), dict(data='ccp', size=[304, 200], min_photos=35, bs=8, epochs=8, lr=2e-4), needs=PHOTOS))
 register_experiment(Experiment('ccp-frozen', 'Heads on frozen SqueezeNet features of Clothing Co-Parsing, 31 classes', frozen_photos_arm,
     CONTROLS | dict(psp=dict(model='psp'), encnet=dict(model='encnet', head=dict(stage3=False)), cfnet=dict(model='cfnet'), cfnet_local=dict(model='cfnet_local'),
-        mcibi=dict(model='mcibi'), guided=dict(model='guided'),
+        mcibi=dict(model='mcibi'), guided=dict(model='guided', head=GUIDED_HEAD),
         **{f'mcibi_{k}': dict(model='mcibi', head=o) for k, o in dict(no_rcl=dict(beta=0), random=dict(rows='random'), learned=dict(rows='learned'), picture=dict(rows='picture'), no_relation=dict(relation=False)).items()}),
     dict(data='ccp', size=[304, 200], min_photos=35, bs=8, epochs=10, lr=2e-3), needs=PHOTOS));
 

@@ -60,11 +60,11 @@ def photos_looks_arm(seed, path, weights, data, model, epochs, lr, size, bs, n_t
     "An arm on photographs, scored at the full size of the masks: one model a seed, looked at in one way"
     return looked_at(*_on_photos(seed, path, weights, data, model, epochs, lr, tuple(size), bs, n_train, n_valid), tuple(size), **looks)
 
-# %% ../../nbs/analysis/58_looks.ipynb #0079cdbe
+# %% ../../nbs/analysis/58_looks.ipynb #83b37311
 LOOKS = dict(one={}, flip=dict(flip=True), scales=dict(scales=list(SCALES)), both=dict(scales=list(SCALES), flip=True))
 
-register_experiment(Experiment('looks', 'One look, its mirror, six scales, and both, on the embedded scenes', scenes_looks_arm,
-    LOOKS, SCENES | dict(model='fcn'), baseline='one'))
+register_experiment(Experiment('looks', 'One look, its mirror, six scales, both, and the smaller and larger scales alone, on the embedded scenes', scenes_looks_arm,
+    LOOKS | dict(smaller=dict(scales=[.5, .75, 1]), larger=dict(scales=[1, 1.25, 1.5, 1.75])), SCENES | dict(model='fcn'), baseline='one'))
 register_experiment(Experiment('looks-camvid', 'One look, its mirror, six scales, and both, on CamVid at the full size of its masks', photos_looks_arm,
     LOOKS, dict(data='camvid', model='fcn', size=[180, 240], bs=8, epochs=8, lr=2e-4), baseline='one', needs=PHOTOS));
 

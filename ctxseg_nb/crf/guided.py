@@ -230,3 +230,26 @@ def _piecewise_loss(self,
         return shared_mean(nll, valid.sum())
 
 GuidanceCRF.piecewise_loss = _piecewise_loss
+
+# %% ../../nbs/crf/22_guided.ipynb #ee56ffea
+def _fit(self,
+    batches,          # list of (unary, image, target, presence) as for `piecewise_loss`; read again in each pass
+    end_to_end: bool = False,  # through mean field, and not by pieces?
+    steps: int = 20,  # of L-BFGS at most
+) -> list[float]:  # loss at each pass, mean over the batches
+    "Learn w and λ, or whichever of them has gradients, with the scores fixed"
+    def loss(z, x, y, g=None):
+        if not end_to_end: return self.piecewise_loss(z, x, y, g)
+        return F.nll_loss(self(z, x, g), y.long(), ignore_index=IGNORE)
+    opt, losses = torch.optim.LBFGS([p for p in self.parameters() if p.requires_grad], max_iter=steps, line_search_fn='strong_wolfe'), []
+    def closure():
+        opt.zero_grad()
+        losses.append(0.)
+        for batch in batches:
+            part = loss(*batch)/len(batches)
+            part.backward(); losses[-1] += part.item()
+        return losses[-1]
+    opt.step(closure)
+    return losses
+
+GuidanceCRF.fit = _fit

@@ -144,14 +144,14 @@ def _to_onnx(graph):
         return torch.onnx.export(graph, dynamo=True, verbose=False, input_names=['images'], output_names=['logits'],
                                  custom_translation_table={operator.floordiv: floor_divide}).model_proto
 
-# %% ../../nbs/inference/42_export.ipynb #46eb8939
+# %% ../../nbs/inference/42_export.ipynb #eb06f286
 _KEY = 'ctxseg.json'  # of the card, in both formats
 
 def _graph_card(graph, path, codes, colours, stats, size):
     "The card of a graph, as JSON"
     K, fixed = graph.graph.output_node().args[0][0].meta['val'].shape[1], _image_shape(graph)[2:]
     fixed = fixed if all(fixed) else None
-    return json.dumps(_card(path, K, codes, colours, stats, size or fixed) | dict(fixed=fixed))
+    return json.dumps(_card(path, K, codes, colours, stats, fixed or size) | dict(fixed=fixed))
 
 # %% ../../nbs/inference/42_export.ipynb #edaab835
 def _read_graph_card(text, path):

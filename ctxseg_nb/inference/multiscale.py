@@ -98,6 +98,13 @@ def _checked(image, scales, crop, stride, average, bs):
     if bs < 1: raise ValueError(f'bs: expected one crop or more, found {bs}')
     return x.reshape(-1, *x.shape[-3:]), scales, crop and pair
 
+# %% ../../nbs/inference/40_multiscale.ipynb #bf4a2d90
+def _order(mirror, K):
+    "The labels as they are in a mirror, a list. Raises `ValueError` unless it holds each of K labels once"
+    order = [int(k) for k in mirror]
+    if sorted(order) != list(range(K)): raise ValueError(f'mirror: expected each label from 0 to {K - 1} once, found {order}')
+    return order
+
 # %% ../../nbs/inference/40_multiscale.ipynb #d894d242
 def _looks(x, scale, crop, stride, mirrors, fill):
     "Windows of images (B, 3, H, W) at one scale: the window (3, h, w) and, for `_add`, its image, whether it is mirrored, slices and taps of y and x"
@@ -118,7 +125,7 @@ def _add(out, p, b, mirrored, y, x, n=16):
         q = sum(q[..., i].mul_(v) for i, v in tx)
         for i, v in ty: o += q[:, i].mul_(v[:, None])
 
-# %% ../../nbs/inference/40_multiscale.ipynb #315fac28
+# %% ../../nbs/inference/40_multiscale.ipynb #cd3ee2f0
 def predict_multiscale(
     model,                # images (B, 3, h, w) → logits (B, K, h, w)
     image: torch.Tensor,  # (3, H, W) or (B, 3, H, W) floats, normalised, on the model's device
@@ -141,6 +148,6 @@ def predict_multiscale(
                 crops, places = zip(*batch)
                 for p, place in zip(_logits(model, torch.stack(crops)), places):
                     if out is None: out = p.new_zeros(len(x), len(p), *x.shape[-2:])
-                    if mirror is not None and place[1]: p = p[[int(k) for k in mirror]]
+                    if mirror is not None and place[1]: p = p[_order(mirror, len(p))]
                     _add(out, p.softmax(0) if average == 'prob' else p, *place)
     return out.div_(len(scales)*len(mirrors))

@@ -169,7 +169,7 @@ class MCIBIHead(nn.Module):
         self.rows, self.context, self.fusion = Rows(rows, n_classes, n, **memory), DatasetContext(n, n_classes, relation), Fusion(n, within, fuse)
         self.classify, self.alpha, self.beta = classifier(n, n_classes, dropout), alpha, beta
 
-# %% ../../nbs/models/17_mcibi.ipynb #4f97ab16
+# %% ../../nbs/models/17_mcibi.ipynb #68b08c87
 def _remember_rows(rows, out, target):
     "The loss of weight 0 that updates the memory"
     return rows.remember(out['features'], target, out['classifier'])
@@ -179,7 +179,7 @@ def _forward(self, maps):
     c, z = self.context(r, M)
     out = out | {'logits': self.classify(self.fusion(r, c, within)), 'rough': z}
     if not self.training or self.rows.memory is None: return out
-    return out | {'features': r, 'rcl': self.classify(M[..., None, None]).flatten(1), 'seen': self.rows.memory.seen.clone(),
+    return out | {'features': r, 'rcl': self.classify(M.to(r.dtype)[..., None, None]).flatten(1), 'seen': self.rows.memory.seen.clone(),
                   'classifier': self.classify[-1].weight}
 
 def _losses(self):

@@ -132,10 +132,10 @@ class FeatureMemory(nn.Module):
         "A copy of the memory (K, C), zero where nothing has been seen"
         return self.memory.where(self.seen[:, None], 0)
 
-# %% ../../nbs/models/16_memory.ipynb #1d2b022c
+# %% ../../nbs/models/16_memory.ipynb #ef7f584d
 def _begin(self, more):
     "Rows and seen before the batch; where this is a new one, those of now"
-    if not isinstance(more, torch.Tensor): more = self.seen.new_full((), more)
+    more = self.total[1, :, -1].any() & more   # nothing has been summed yet: there is no batch to go on with
     self.total.copy_(self.total.where(more, 0))
     self.before_memory.copy_(self.before_memory.where(more, self.rows()))
     self.before_seen.copy_(self.before_seen.where(more, self.seen))
