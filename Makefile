@@ -52,8 +52,7 @@ check-sync: $(DEV)
 
 # a process for each notebook, so that none leans on what another left behind
 check-notebooks: $(DEV)
-	@find nbs -name '*.ipynb' -not -path '*/.*' | sort | OMP_NUM_THREADS=1 xargs -P $(WORKERS) -I NB \
-	 sh -c 'start=$$(date +%s); out=$$($(BIN)/nbdev_test --path NB --n_workers 0 2>&1) && echo "passed NB ($$(($$(date +%s) - start)) s)" || { echo "$$out"; echo "FAILED NB"; exit 1; }'
+	OMP_NUM_THREADS=1 $(BIN)/python tools/test_notebooks.py $(WORKERS) $$(find nbs -name '*.ipynb' -not -path '*/.*' | sort)
 
 check-smoke: $(DEV) $(NEWEST)
 	$(BIN)/python tests/smoke.py

@@ -1,0 +1,39 @@
+"Test notebooks side by side: WORKERS NOTEBOOK.... Each has a process of its own, forked after the imports that take long."
+import faulthandler, os, sys, tempfile, time
+from pathlib import Path
+
+import fastai.vision.all, ipywidgets, onnxscript, timm, torch.distributed.tensor, torchmetrics
+import matplotlib.pyplot
+from nbdev.config import get_config
+from nbdev.test import test_nb
+
+LIMIT = 900   # seconds, after which a notebook's stacks are printed and it is ended
+
+
+def start(path):
+    "Test one notebook in a new process; returns its number and where it writes"
+    out = tempfile.TemporaryFile()
+    if pid := os.fork(): return pid, out
+    os.dup2(out.fileno(), 1)
+    os.dup2(out.fileno(), 2)
+    faulthandler.dump_traceback_later(LIMIT, exit=True, file=out)
+    passed, _ = test_nb(path, skip_flags=get_config().tst_flags.split(), basepath=get_config().config_path)
+    sys.exit(not passed)
+
+
+n_workers, waiting = int(sys.argv[1]), [Path(p).absolute() for p in sys.argv[2:]]
+running, failed = {}, []
+while waiting or running:
+    while waiting and len(running) < n_workers:
+        path, began = waiting.pop(0), time.time()
+        pid, out = start(path)
+        running[pid] = path, began, out
+    pid, status = os.wait()
+    path, began, out = running.pop(pid)
+    name = path.relative_to(Path.cwd())
+    if status:
+        out.seek(0)
+        print(out.read().decode(errors='replace'), f'FAILED {name}', sep='\n', flush=True)
+        failed.append(name)
+    else: print(f'passed {name} ({time.time() - began:.0f} s)', flush=True)
+if failed: sys.exit('notebooks that failed: ' + ' '.join(map(str, failed)))
