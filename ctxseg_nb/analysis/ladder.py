@@ -21,7 +21,8 @@ from ..models.guidance import WithField, only_classes, oracle_classes, scored
 from ..models.segmentor import create_model
 
 # %% auto #0
-__all__ = ['Looks', 'fielded', 'rungs', 'presence_of', 'two_stages', 'climb', 'ladder_arm', 'photos_ladder_arm']
+__all__ = ['Looks', 'fielded', 'looking', 'rungs', 'variants', 'presence_of', 'two_stages', 'climb', 'ladder_arm',
+           'photos_ladder_arm']
 
 # %% ../../nbs/analysis/56_ladder.ipynb #757ab8ca
 class Looks(nn.Module):
@@ -40,7 +41,7 @@ class Looks(nn.Module):
 
     def forward(self, x): return self.outputs(x)['logits']
 
-# %% ../../nbs/analysis/56_ladder.ipynb #9c7790cf
+# %% ../../nbs/analysis/56_ladder.ipynb #75c4765e
 def fielded(model, batches, form, learns=True, end_to_end=False, radius=8):
     "A guidance field on top of a model that stays as it is, fitted to `batches`; `learns`: is λ learnt?"
     field = GuidanceCRF(radius, form=form)
@@ -48,25 +49,26 @@ def fielded(model, batches, form, learns=True, end_to_end=False, radius=8):
     field.fit(batches, end_to_end)
     return WithField(model, field).eval()
 
-def rungs(net, dls, more, whole=True):
-    "Figures of fields on top of `net`, of its six looks combined, and of both; fitted to the training half of `more`. Not `whole`: only those of table 3"
-    K, seen = dls.card.n_classes, scored(net, more.train)
-    pairs = [(candidates(net, x)[0], y) for _, x, y, _ in seen]
-    def looks(over):
-        how = LearnToCombine(6, K, over)
-        how.fit(pairs)
-        return Looks(net, how)
-    models = dict(pairwise=fielded(net, seen, 'pairwise'), learnt_candidates=looks('candidates'))
-    models['all'] = fielded(models['learnt_candidates'], scored(models['learnt_candidates'], more.train), 'pairwise')
-    if whole:
-        models |= dict(potts=fielded(net, seen, 'printed', False), printed=fielded(net, seen, 'printed'), learnt_avgmax=looks('avgmax'))
-        models |= {f'{form}_end_to_end': fielded(net, seen[:1], form, end_to_end=True) for form in ('printed', 'pairwise')}
-        models |= {name: Looks(net, partial(combine, how=name)) for name in ('avg', 'max', 'avgmax')}
-    figures = {k: v for name, m in models.items() for k, v in prefixed(name, judge(m, dls)[0]).items()}
-    numbers = {f'{name}_{k}': p.item() for name, m in models.items() if isinstance(m, WithField) for k, p in m.field.named_parameters()}
-    return figures | numbers | prefixed('all_oracle', judge(models['all'], dls, oracle_classes)[0])
+def looking(net, dl, over):
+    "Its six looks, combined with weights that are learnt on the batches of `dl`"
+    pairs = [(candidates(net, x)[0], y) for _, x, y, _ in scored(net, dl)]
+    how = LearnToCombine(6, pairs[0][0].shape[2], over)
+    how.fit(pairs)
+    return Looks(net, how)
 
-# %% ../../nbs/analysis/56_ladder.ipynb #05a83ce6
+def rungs(net, dl):
+    "Those of table 3 above the branch, fitted to the batches of `dl`: models by name"
+    learnt = looking(net, dl, 'candidates')
+    return dict(pairwise=fielded(net, scored(net, dl), 'pairwise'), learnt_candidates=learnt, all=fielded(learnt, scored(learnt, dl), 'pairwise'))
+
+def variants(net, dl):
+    "Other fields, and other ways to combine: models by name"
+    seen = scored(net, dl)
+    fields = dict(potts=fielded(net, seen, 'printed', False), printed=fielded(net, seen, 'printed'))
+    fields |= {f'{form}_end_to_end': fielded(net, seen[:1], form, end_to_end=True) for form in ('printed', 'pairwise')}
+    return fields | {name: Looks(net, partial(combine, how=name)) for name in ('avg', 'max', 'avgmax')} | dict(learnt_avgmax=looking(net, dl, 'avgmax'))
+
+# %% ../../nbs/analysis/56_ladder.ipynb #77a85a29
 @torch.no_grad()
 def presence_of(model, dls):
     "Scores (n, K) of the classes in each validation picture, and which are there"
@@ -77,13 +79,16 @@ def two_stages(fcn, classifier):
     "Images → logits of `fcn` with the classes struck out that `classifier` does not find (Shen & Zeng 2019, section 3.1)"
     return lambda x: only_classes(fcn(x), (classifier.outputs(x)['presence'] > 0).int())
 
-def climb(net, fcn, dls, more, whole=True):
-    "Figures of two stages and of all rungs on top of `net`, and how well it knows the classes"
+def climb(net, fcn, models, dls):
+    "Figures of two stages, of `models` on top of `net`, of all of them with the classes given away, and how well it knows the classes"
+    figures = prefixed('stages', judge(two_stages(fcn, net), dls)[0]) | prefixed('all_oracle', judge(models['all'], dls, oracle_classes)[0])
+    for name, m in models.items():
+        figures |= prefixed(name, judge(m, dls)[0])
+        if isinstance(m, WithField): figures |= prefixed(name, {k: p.item() for k, p in m.field.named_parameters()})
     scores, there = presence_of(net, dls)
-    stages = prefixed('stages', judge(two_stages(fcn, net), dls)[0])
-    return stages | rungs(net, dls, more, whole) | dict(presence_map=mean_average_precision(scores, there.bool()))
+    return figures | dict(presence_map=mean_average_precision(scores, there.bool()))
 
-# %% ../../nbs/analysis/56_ladder.ipynb #1dd3df67
+# %% ../../nbs/analysis/56_ladder.ipynb #d06b01c5
 def ladder_arm(seed, model, epochs, lr, bs, size, n_train, n_valid, n_more=0, kinds=None, **options):
     "A model on the embedded scenes, with the classes given away ('oracle_...'); with `n_more` further scenes all rungs of a guided one, and two stages"
     set_seed(seed, reproducible=True)
@@ -92,10 +97,12 @@ def ladder_arm(seed, model, epochs, lr, bs, size, n_train, n_valid, n_more=0, ki
     net = network(model, **options)
     figures, counts = judge(net, dls)
     figures |= prefixed('oracle', judge(net, dls, oracle_classes)[0])
-    if n_more: figures |= climb(net, network('fcn'), dls, scenes_dls(n_more, 1, size, bs, seed=1, kinds=kinds))
+    if n_more:
+        more = scenes_dls(n_more, 1, size, bs, seed=1, kinds=kinds).train
+        figures |= climb(net, network('fcn'), rungs(net, more) | variants(net, more), dls)
     return figures, counts
 
-# %% ../../nbs/analysis/56_ladder.ipynb #8982b645
+# %% ../../nbs/analysis/56_ladder.ipynb #35b182aa
 def photos_ladder_arm(seed, path, weights, data, size, bs, min_photos, n_more, head, folder='.cache/features', **options):
     "FCN ('fcn_...'), and a guided network with all rungs, on photographs"
     ds, size = open_dataset(data, path, min_photos=min_photos), tuple(size)
@@ -109,9 +116,9 @@ def photos_ladder_arm(seed, path, weights, data, size, bs, min_photos, n_more, h
         return net.eval()
     fcn, net = network('fcn'), network('guided', **head)
     figures, counts = judge(net, dls)
-    for name, z in (('fcn', fcn), ('oracle', net), ('fcn_oracle', fcn)):
-        figures |= prefixed(name, judge(z, dls, *[oracle_classes]*name.endswith('oracle'))[0])
-    return figures | climb(net, fcn, dls, more, False), counts
+    figures |= prefixed('fcn', judge(fcn, dls)[0])
+    for name, z in (('oracle', net), ('fcn_oracle', fcn)): figures |= prefixed(name, judge(z, dls, oracle_classes)[0])
+    return figures | climb(net, fcn, rungs(net, more.train), dls), counts
 
 # %% ../../nbs/analysis/56_ladder.ipynb #d4980900
 register_experiment(Experiment('guidance', 'Class guidance on the embedded scenes: classification branch, field, six looks, two stages, and the classes given away', ladder_arm,

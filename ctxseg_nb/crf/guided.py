@@ -174,27 +174,30 @@ class GuidanceCRF(nn.Module):
         self.w, self.lam = (nn.Parameter(torch.tensor(float(v))) for v in (w, lam))
         for name, s in zip(('mean', 'std'), stats): self.register_buffer(name, 255*torch.tensor(s, dtype=torch.float64).view(3, 1, 1), persistent=False)
 
-# %% ../../nbs/crf/22_guided.ipynb #99e213ab
-def _prepare(self, unary, image, presence):
-    "Scores in float32 at least, kernel, compatibility (B, K, K)"
+# %% ../../nbs/crf/22_guided.ipynb #4f80b11a
+def _prepare(self, unary, image):
+    "Scores in float32 at least, and the kernel"
     unary, image = (plain(t) for t in (unary, image))
     if image.ndim != 4 or image.shape[1] != 3: raise ValueError(f'image: expected (B, 3, H, W), found {tuple(image.shape)}')
     _check_maps(unary, image, 'unary')
-    (B, K), z = unary.shape[:2], at_least_float32(unary)
-    if presence is not None and tuple(presence.shape) != (B, K): raise ValueError(f'presence: expected {(B, K)} for unary {tuple(unary.shape)}, found {tuple(presence.shape)}')
     I = image.double()*self.std + self.mean
     if I.device.type == 'cpu' and not torch.compiler.is_compiling() and not -512 < I.min() <= I.max() < 768:
         raise ValueError(f'image: expected a normalised one, found colours {I.min():.4g}..{I.max():.4g} when it is brought back to 0..255')
-    C = label_compatibility(z.new_zeros(B, K), 0.) if presence is None else label_compatibility(plain(presence).to(z.dtype), self.lam, self.form)
-    return z, GuidedKernel(I, self.radius, self.eps), C
+    return at_least_float32(unary), GuidedKernel(I, self.radius, self.eps)
 
-def _update(self, z, kernel, C, Q):
-    "z_i(l) - w Σ_l' C(l, l') Σ_{j≠i} k_ij Q_j(l'), log-normalised (B, K, H, W)"
-    return (z - self.w*torch.einsum('blm,bmhw->blhw', C, kernel.others(Q))).log_softmax(1)
+def _compatibility(self, z, presence):
+    "C (B, K, K)"
+    if presence is None: return label_compatibility(z.new_zeros(z.shape[:2]), 0.)
+    if presence.shape != z.shape[:2]: raise ValueError(f'presence: expected {tuple(z.shape[:2])} for unary {tuple(z.shape)}, found {tuple(presence.shape)}')
+    return label_compatibility(plain(presence).to(z.dtype), self.lam, self.form)
 
-GuidanceCRF._prepare, GuidanceCRF._update = _prepare, _update
+def _update(self, z, C, sent):
+    "z_i(l) - w Σ_l' C(l, l') sent_i(l'), log-normalised (B, K, H, W), where sent_i(l') = Σ_{j≠i} k_ij Q_j(l')"
+    return (z - self.w*torch.einsum('blm,bmhw->blhw', C, sent)).log_softmax(1)
 
-# %% ../../nbs/crf/22_guided.ipynb #a99fa433
+GuidanceCRF._prepare, GuidanceCRF._compatibility, GuidanceCRF._update = _prepare, _compatibility, _update
+
+# %% ../../nbs/crf/22_guided.ipynb #860b102c
 def _forward(self,
     unary: torch.Tensor,  # (B, K, H, W) scores, higher is likelier
     image: torch.Tensor,  # (B, 3, H, W) normalised picture
@@ -202,14 +205,35 @@ def _forward(self,
 ) -> torch.Tensor:  # (B, K, H, W) log-marginals of the type of `unary`; computed in float32 at least
     "Mean field, differentiable through all iterations. Raises `ValueError` naming the tensor that does not fit"
     with full_precision(unary):
-        z, kernel, C = self._prepare(unary, image, presence)
-        log_Q = z.log_softmax(1)
-        for _ in range(self.n_iters): log_Q = self._update(z, kernel, C, log_Q.exp())
+        z, kernel = self._prepare(unary, image)
+        C, log_Q = self._compatibility(z, presence), z.log_softmax(1)
+        for _ in range(self.n_iters): log_Q = self._update(z, C, kernel.others(log_Q.exp()))
     return log_Q.to(unary.dtype)
 
 GuidanceCRF.forward = _forward
 
-# %% ../../nbs/crf/22_guided.ipynb #f2c364fa
+# %% ../../nbs/crf/22_guided.ipynb #aa6e0a5c
+def _pieces(self, unary, image, target, ignore_index=IGNORE):
+    "Scores, what the true labels of all other pixels send to each (B, K, H, W), labels: all that does not change with w and λ"
+    if target.shape != (unary.shape[0], *unary.shape[2:]) or target.is_floating_point():
+        raise ValueError(f'target: expected integer labels {(unary.shape[0], *unary.shape[2:])}, found {tuple(target.shape)} of {target.dtype}')
+    if target.device.type == 'cpu': check_labels(target, unary.shape[1], ignore_index)
+    with full_precision(unary):
+        (z, kernel), y = self._prepare(unary, image), plain(target).long()
+        valid = y != ignore_index
+        Y = F.one_hot(y.where(valid, 0), z.shape[1]).movedim(3, 1)*valid[:, None]     # (B, K, H, W)
+        return z, kernel.others(Y.to(z.dtype)), y
+
+def _nll(log_p, y, ignore_index=IGNORE):
+    "Mean over the pixels of all ranks that are not void"
+    return shared_mean(F.nll_loss(log_p, y, ignore_index=ignore_index, reduction='sum'), (y != ignore_index).sum())
+
+def _pieces_loss(self, z, sent, y, presence=None, ignore_index=IGNORE):
+    with full_precision(z): return _nll(self._update(z, self._compatibility(z, presence), sent), y, ignore_index)
+
+GuidanceCRF._pieces, GuidanceCRF._pieces_loss = _pieces, _pieces_loss
+
+# %% ../../nbs/crf/22_guided.ipynb #e9381b63
 def _piecewise_loss(self,
     unary: torch.Tensor,   # (B, K, H, W) scores, higher is likelier
     image: torch.Tensor,   # (B, 3, H, W) normalised picture
@@ -218,36 +242,28 @@ def _piecewise_loss(self,
     ignore_index: int = IGNORE,  # label of void pixels
 ) -> torch.Tensor:  # (), mean over pixels that are not void
     "Negative log-likelihood of each label given the true labels of all other pixels: one filter pass, no mean field"
-    if target.shape != (unary.shape[0], *unary.shape[2:]) or target.is_floating_point():
-        raise ValueError(f'target: expected integer labels {(unary.shape[0], *unary.shape[2:])}, found {tuple(target.shape)} of {target.dtype}')
-    if target.device.type == 'cpu': check_labels(target, unary.shape[1], ignore_index)
-    with full_precision(unary):
-        z, kernel, C = self._prepare(unary, image, presence)
-        y = target.as_subclass(torch.Tensor).long()
-        valid = y != ignore_index
-        Y = F.one_hot(y.where(valid, 0), z.shape[1]).movedim(3, 1)*valid[:, None]     # (B, K, H, W)
-        nll = F.nll_loss(self._update(z, kernel, C, Y.to(z.dtype)), y, ignore_index=ignore_index, reduction='sum')
-        return shared_mean(nll, valid.sum())
+    return self._pieces_loss(*self._pieces(unary, image, target, ignore_index), presence, ignore_index)
 
 GuidanceCRF.piecewise_loss = _piecewise_loss
 
-# %% ../../nbs/crf/22_guided.ipynb #ee56ffea
+# %% ../../nbs/crf/22_guided.ipynb #74d25204
 def _fit(self,
-    batches,          # list of (unary, image, target, presence) as for `piecewise_loss`; read again in each pass
+    batches,          # list of (unary, image, target, presence) as for `piecewise_loss`
     end_to_end: bool = False,  # through mean field, and not by pieces?
     steps: int = 20,  # of L-BFGS at most
 ) -> list[float]:  # loss at each pass, mean over the batches
-    "Learn w and λ, or whichever of them has gradients, with the scores fixed"
-    def loss(z, x, y, g=None):
-        if not end_to_end: return self.piecewise_loss(z, x, y, g)
-        return F.nll_loss(self(z, x, g), y.long(), ignore_index=IGNORE)
+    "Learn w and λ, or whichever of them has gradients, with the scores fixed. By pieces, two maps (B, K, H, W) of each batch stay in memory"
+    def through(z, x, y, g=None): return _nll(self(z, x, g), plain(y).long())
+    loss = through if end_to_end else self._pieces_loss
+    if not end_to_end: batches = [(*self._pieces(z, x, y), *g) for z, x, y, *g in batches]
     opt, losses = torch.optim.LBFGS([p for p in self.parameters() if p.requires_grad], max_iter=steps, line_search_fn='strong_wolfe'), []
     def closure():
         opt.zero_grad()
-        losses.append(0.)
+        total = 0.
         for batch in batches:
             part = loss(*batch)/len(batches)
-            part.backward(); losses[-1] += part.item()
+            part.backward(); total += part.detach()
+        losses.append(total.item())
         return losses[-1]
     opt.step(closure)
     return losses
