@@ -2,8 +2,7 @@
 import faulthandler, os, sys, tempfile, time
 from pathlib import Path
 
-import fastai.vision.all, ipywidgets, onnxscript, timm, torch.distributed.tensor, torchmetrics
-import matplotlib.pyplot
+import ipywidgets, matplotlib.pyplot, onnxscript, pandas, scipy.stats, sklearn.metrics, timm, torchmetrics   # not fastai, which patches tensors
 from nbdev.config import get_config
 from nbdev.test import test_nb
 
