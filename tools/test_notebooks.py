@@ -1,5 +1,5 @@
 "Test notebooks side by side: WORKERS NOTEBOOK.... Each has a process of its own, forked after the imports that take long."
-import faulthandler, os, sys, tempfile, time
+import faulthandler, os, signal, sys, tempfile, time
 from pathlib import Path
 
 import ipywidgets, matplotlib.pyplot, onnxscript, pandas, scipy.stats, sklearn.metrics, timm, torchmetrics   # not fastai, which patches tensors
@@ -13,26 +13,37 @@ def start(path):
     "Test one notebook in a new process; returns its number and where it writes"
     out = tempfile.TemporaryFile()
     if pid := os.fork(): return pid, out
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(out.fileno(), 1)
     os.dup2(out.fileno(), 2)
+    faulthandler.enable(file=out)
     faulthandler.dump_traceback_later(LIMIT, exit=True, file=out)
-    passed, _ = test_nb(path, skip_flags=get_config().tst_flags.split(), basepath=get_config().config_path)
+    passed, _ = test_nb(path.absolute(), skip_flags=get_config().tst_flags.split(), basepath=get_config().config_path)
     sys.exit(not passed)
 
 
-n_workers, waiting = int(sys.argv[1]), [Path(p).absolute() for p in sys.argv[2:]]
-running, failed = {}, []
-while waiting or running:
-    while waiting and len(running) < n_workers:
-        path, began = waiting.pop(0), time.time()
-        pid, out = start(path)
-        running[pid] = path, began, out
-    pid, status = os.wait()
-    path, began, out = running.pop(pid)
-    name = path.relative_to(Path.cwd())
-    if status:
-        out.seek(0)
-        print(out.read().decode(errors='replace'), f'FAILED {name}', sep='\n', flush=True)
-        failed.append(name)
-    else: print(f'passed {name} ({time.time() - began:.0f} s)', flush=True)
-if failed: sys.exit('notebooks that failed: ' + ' '.join(map(str, failed)))
+def test(n_workers, waiting):
+    "The notebooks that failed; a line for each as it ends"
+    running, failed, here = {}, [], os.getpid()
+    try:
+        while waiting or running:
+            while waiting and len(running) < n_workers:
+                path, began = waiting.pop(0), time.time()
+                pid, out = start(path)
+                running[pid] = path, began, out
+            pid, status = os.wait()
+            path, began, out = running.pop(pid)
+            if status:
+                out.seek(0)
+                print(out.read().decode(errors='replace'))
+                print(f'FAILED {path} (exit code {os.waitstatus_to_exitcode(status)})', flush=True)
+                failed.append(path)
+            else: print(f'passed {path} ({time.time() - began:.0f} s)', flush=True)
+    finally:
+        if os.getpid() == here:   # a notebook's process ends here, too
+            for pid in running: os.kill(pid, signal.SIGKILL)
+    return failed
+
+
+sys.stdout.reconfigure(errors='backslashreplace')
+if failed := test(int(sys.argv[1]), [Path(p) for p in sys.argv[2:]]): sys.exit('notebooks that failed: ' + ' '.join(map(str, failed)))

@@ -124,7 +124,7 @@ register_experiment(Experiment('cfnet-ablation', 'Softmaxes, heads and the rate 
     | {f'rate_{d}': dict(model='cfnet', dilation=d) for d in (1, 2, 8)},
     SCENES | dict(size=64, n_train=300, epochs=12, kinds=['regions', 'position']), baseline='K1_H1'));
 
-# %% ../../nbs/analysis/52_experiments.ipynb #e4ad826c
+# %% ../../nbs/analysis/52_experiments.ipynb #4e00caeb
 HOST_HEADS = dict(fcn=dict(model='fcn'), pspnet=dict(model='psp'), deeplabv3=dict(model='aspp', rates=(3, 6, 9)), ocrnet=dict(model='ocr'))
 MCIBI = dict(memory={}, no_relation=dict(relation=False), random=dict(rows='random'), learned=dict(rows='learned'), picture=dict(rows='picture'),
              add=dict(fuse='add'), weighted=dict(fuse='weighted'), mean=dict(strategy='mean'), constant=dict(poly=False),
@@ -146,7 +146,7 @@ register_experiment(Experiment('mcibi-batch', 'MCIBI and controls in small batch
     {f'{k}_{bs}': (HOST_HEADS | MCIBI)[k] | dict(bs=bs) for bs in (2, 4) for k in ('fcn', 'memory', 'no_rcl', 'random')},
     SCENES | dict(size=64, n_train=150, epochs=16, kinds=['prototypes']), baseline='random_2'))
 register_experiment(Experiment('mcibi-light', 'MCIBI and controls in lights they have not seen, weaker and stronger', scenes_arm,
-    {k: (HOST_HEADS | MCIBI)[k] for k in ('fcn', 'memory', 'random')},
+    {k: (HOST_HEADS | MCIBI)[k] for k in ('fcn', 'memory', 'no_rcl', 'random')},
     SCENES | dict(size=64, n_train=300, epochs=24, lights={f'light_{s}': (8*s, s, -8*s) for s in (1, 2, 3)})));
 
 # %% ../../nbs/analysis/52_experiments.ipynb #0886b364

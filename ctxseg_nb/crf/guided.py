@@ -246,7 +246,7 @@ def _piecewise_loss(self,
 
 GuidanceCRF.piecewise_loss = _piecewise_loss
 
-# %% ../../nbs/crf/22_guided.ipynb #74d25204
+# %% ../../nbs/crf/22_guided.ipynb #88dcb8db
 def _fit(self,
     batches,          # list of (unary, image, target, presence) as for `piecewise_loss`
     end_to_end: bool = False,  # through mean field, and not by pieces?
@@ -255,7 +255,8 @@ def _fit(self,
     "Learn w and λ, or whichever of them has gradients, with the scores fixed. By pieces, two maps (B, K, H, W) of each batch stay in memory"
     def through(z, x, y, g=None): return _nll(self(z, x, g), plain(y).long())
     loss = through if end_to_end else self._pieces_loss
-    if not end_to_end: batches = [(*self._pieces(z, x, y), *g) for z, x, y, *g in batches]
+    if not end_to_end:
+        with torch.no_grad(): batches = [(*self._pieces(z, x, y), *g) for z, x, y, *g in batches]
     opt, losses = torch.optim.LBFGS([p for p in self.parameters() if p.requires_grad], max_iter=steps, line_search_fn='strong_wolfe'), []
     def closure():
         opt.zero_grad()
