@@ -172,7 +172,7 @@ def summary(
     def stats(v): return float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else float('nan'), len(v)
     return {arm: {k: stats([f[k] for f in runs]) for k in runs[0]} for arm, runs in by.items() if runs}
 
-# %% ../../nbs/analysis/50_compare.ipynb #ba3dc106
+# %% ../../nbs/analysis/50_compare.ipynb #560ccda0
 def print_results(
     results: dict,       # of `run_experiment`
     figures=None,        # names of the figures to print; all where not given
@@ -180,12 +180,12 @@ def print_results(
     "A table of mean ± standard deviation in points of a hundred, and the paired difference in mIoU to the baseline"
     rows, against = summary(results), results.get('against', {})
     names = figures or list(dict.fromkeys(n for row in rows.values() for n in row))
-    wide = [max(15, len(n) + 3) for n in names]
-    print(f'{"":14}' + ''.join(f'{n:>{w}}' for n, w in zip(names, wide)) + f'{"against " + results["baseline"]:>28}')
+    wide, first = [max(15, len(n) + 3) for n in names], max([14, *(len(a) + 2 for a in rows)])
+    print(f'{"":{first}}' + ''.join(f'{n:>{w}}' for n, w in zip(names, wide)) + f'{"against " + results["baseline"]:>28}')
     for arm, row in rows.items():
         cells = ''.join(f'{_mean_and_spread(*row[n]) if n in row else "":>{w}}' for n, w in zip(names, wide))
         d = against.get(arm)
-        print(f'{arm:14}{cells}' + (f'{100*d["difference"]:+10.1f}  [{100*d["low"]:+.1f}, {100*d["high"]:+.1f}]' if d else ''))
+        print(f'{arm:{first}}{cells}' + (f'{100*d["difference"]:+10.1f}  [{100*d["low"]:+.1f}, {100*d["high"]:+.1f}]' if d else ''))
 
 def _mean_and_spread(mean, spread, n): return f'{100*mean:.1f}' + (f' ± {100*spread:4.1f}' if n > 1 else ' '*7)
 
