@@ -69,7 +69,7 @@ def variants(net, batches):
     fields |= {f'{form}_end_to_end': fielded(net, seen[:1], form, end_to_end=True) for form in ('printed', 'pairwise')}
     return fields | {name: Looks(net, partial(combine, how=name)) for name in ('avg', 'max', 'avgmax')} | dict(learnt_avgmax=looking(net, batches, 'avgmax'))
 
-# %% ../../nbs/analysis/56_ladder.ipynb #77a85a29
+# %% ../../nbs/analysis/56_ladder.ipynb #2ee4da9f
 @torch.no_grad()
 def presence_of(model, dls):
     "Scores (n, K) of the classes in each validation picture, and which are there"
@@ -81,7 +81,7 @@ def two_stages(fcn, classifier):
     return lambda x: only_classes(fcn(x), (classifier.outputs(x)['presence'] > 0).int())
 
 def climb(net, fcn, models, dls):
-    "Figures of two stages, of `models` on top of `net`, of all of them with the classes given away, and how well it knows the classes"
+    "Figures of two stages, of `models` on top of `net`, of the one named 'all' with the classes given away, and how well it knows the classes"
     figures = prefixed('stages', judge(two_stages(fcn, net), dls)[0]) | prefixed('all_oracle', judge(models['all'], dls, oracle_classes)[0])
     for name, m in models.items():
         figures |= prefixed(name, judge(m, dls)[0])

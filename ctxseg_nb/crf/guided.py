@@ -246,13 +246,15 @@ def _piecewise_loss(self,
 
 GuidanceCRF.piecewise_loss = _piecewise_loss
 
-# %% ../../nbs/crf/22_guided.ipynb #88dcb8db
+# %% ../../nbs/crf/22_guided.ipynb #7d860205
 def _fit(self,
-    batches,          # list of (unary, image, target, presence) as for `piecewise_loss`
+    batches,          # of (unary, image, target, presence) as for `piecewise_loss`; kept in a list
     end_to_end: bool = False,  # through mean field, and not by pieces?
     steps: int = 20,  # of L-BFGS at most
 ) -> list[float]:  # loss at each pass, mean over the batches
     "Learn w and λ, or whichever of them has gradients, with the scores fixed. By pieces, two maps (B, K, H, W) of each batch stay in memory"
+    batches = list(batches)
+    if not batches: raise ValueError('batches: expected one or more, found none')
     def through(z, x, y, g=None): return _nll(self(z, x, g), plain(y).long())
     loss = through if end_to_end else self._pieces_loss
     if not end_to_end:
