@@ -11,12 +11,13 @@ RUN  := $(VENV)/.run-$(KEY)
 DEV  := $(VENV)/.dev-$(KEY)
 NEWEST := .newest/.done-$(KEY)
 
-.PHONY: help demo test lab sync readme clean check-sync check-notebooks check-smoke
+.PHONY: help demo test test-one lab sync readme clean check-sync check-pytest check-notebooks check-smoke
 .NOTPARALLEL:
 
 help:
 	@echo 'make demo    train and show a model on the embedded scenes, about a minute'
 	@echo 'make test    every check, as the continuous integration runs it'
+	@echo 'make test-one T=tests/test_models.py    one file of tests, or one test in it'
 	@echo 'make lab     JupyterLab on nbs/'
 	@echo 'make sync    export the modules, clean the notebooks, write README.md'
 	@echo 'make readme  write README.md only'
@@ -25,7 +26,10 @@ help:
 demo: $(RUN)
 	$(BIN)/ctxseg demo
 
-test: check-sync check-notebooks check-smoke
+test: check-sync check-pytest check-notebooks check-smoke
+
+test-one: $(DEV)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest "$(T)"
 
 lab: $(DEV)
 	$(BIN)/jupyter lab nbs
@@ -49,6 +53,9 @@ check-sync: $(DEV)
 	@stale=; for path in nbs ctxseg_nb README.md; do diff -r -x __pycache__ -x '.*' $$path .sync/$$path || stale=1; done; \
 	 test -z "$$stale" || { echo 'the lines with < are not what the notebooks give (>): run make sync'; exit 1; }
 	@rm -rf .sync
+
+check-pytest: $(DEV)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
 # a process for each notebook, so that none leans on what another left behind
 check-notebooks: $(DEV)
