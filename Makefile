@@ -10,14 +10,16 @@ KEY  := $(PY)-$(shell cat settings.ini setup.py pyproject.toml | cksum | cut -d'
 RUN  := $(VENV)/.run-$(KEY)
 DEV  := $(VENV)/.dev-$(KEY)
 NEWEST := .newest/.done-$(KEY)
+OLDEST := .oldest/.done-$(KEY)
 
-.PHONY: help demo test test-one lab sync readme clean check-sync check-pytest check-notebooks check-smoke
+.PHONY: help demo test test-one test-oldest lab sync readme clean check-sync check-pytest check-notebooks check-smoke
 .NOTPARALLEL:
 
 help:
 	@echo 'make demo    train and show a model on the embedded scenes, about a minute'
 	@echo 'make test    every check, as the continuous integration runs it'
 	@echo 'make test-one T=tests/test_models.py    one file of tests, or one test in it'
+	@echo 'make test-oldest    the tests with the oldest versions that settings.ini allows'
 	@echo 'make lab     JupyterLab on nbs/'
 	@echo 'make sync    export the modules, clean the notebooks, write README.md'
 	@echo 'make readme  write README.md only'
@@ -43,7 +45,7 @@ readme: $(DEV)
 	$(BIN)/python tools/readme.py nbs/index.ipynb README.md
 
 clean:
-	rm -rf .newest .newest.json .sync build dist demo _docs _proc nbs/nbdev.yml
+	rm -rf .newest .newest.json .oldest .sync build dist demo _docs _proc nbs/nbdev.yml
 	find ctxseg_nb nbs tests tools \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 # Modules, notebooks and README are made afresh in a copy, so that a working tree with edits is compared but never changed.
@@ -53,6 +55,10 @@ check-sync: $(DEV)
 	@stale=; for path in nbs ctxseg_nb README.md; do diff -r -x __pycache__ -x '.*' $$path .sync/$$path || stale=1; done; \
 	 test -z "$$stale" || { echo 'the lines with < are not what the notebooks give (>): run make sync'; exit 1; }
 	@rm -rf .sync
+
+# an environment of its own, with the lower bound of every requirement that has one
+test-oldest: $(OLDEST)
+	OMP_NUM_THREADS=1 .oldest/bin/python -m pytest -q -n $(WORKERS)
 
 check-pytest: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
@@ -84,4 +90,11 @@ $(NEWEST): $(DEV)
 	$(PIP) install -q --dry-run --upgrade --report .newest.json fastai
 	$(PIP) install -q --no-compile --no-deps --target .newest $$($(BIN)/python -c 'import json; \
 	  print(*["{name}=={version}".format(**o["metadata"]) for o in json.load(open(".newest.json"))["install"]])')
+	@touch $@
+
+$(OLDEST):
+	@echo 'installing the oldest versions into .oldest; this takes a few minutes'
+	$(PYTHON) -m venv --clear .oldest
+	@.oldest/bin/python -c 'import re; print(*("==".join(r) for r in re.findall(r"([\w-]+)>=([\d.]+)", open("settings.ini").read())), sep="\n")' > .oldest/oldest.txt
+	.oldest/bin/python -m pip --disable-pip-version-check install -q --no-compile -c .oldest/oldest.txt -e '.[dev]'
 	@touch $@

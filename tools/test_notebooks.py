@@ -1,12 +1,13 @@
 "Test notebooks side by side: WORKERS NOTEBOOK.... Each has a process of its own, forked after the imports that take long."
-import faulthandler, os, signal, sys, tempfile, time
+import faulthandler, os, resource, signal, sys, tempfile, time
 from pathlib import Path
 
 import ipywidgets, matplotlib.pyplot, onnxscript, pandas, scipy.stats, sklearn.metrics, timm, torchmetrics   # not fastai, which patches tensors
 from nbdev.config import get_config
 from nbdev.test import test_nb
 
-LIMIT = 900   # seconds, after which a notebook's stacks are printed and it is ended
+CPU_LIMIT = 1200    # seconds of processor time that a notebook may use, however busy the machine is
+WALL_LIMIT = 7200   # seconds on the clock, for a notebook that waits for ever; at either limit its stacks are printed and it is ended
 
 
 def start(path):
@@ -17,7 +18,9 @@ def start(path):
     os.dup2(out.fileno(), 1)
     os.dup2(out.fileno(), 2)
     faulthandler.enable(file=out)
-    faulthandler.dump_traceback_later(LIMIT, exit=True, file=out)
+    faulthandler.register(signal.SIGXCPU, file=out, chain=True)
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_LIMIT, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    faulthandler.dump_traceback_later(WALL_LIMIT, exit=True, file=out)
     passed, _ = test_nb(path.absolute(), skip_flags=get_config().tst_flags.split(), basepath=get_config().config_path)
     sys.exit(not passed)
 
@@ -45,5 +48,6 @@ def test(n_workers, waiting):
     return failed
 
 
-sys.stdout.reconfigure(errors='backslashreplace')
-if failed := test(int(sys.argv[1]), [Path(p) for p in sys.argv[2:]]): sys.exit('notebooks that failed: ' + ' '.join(map(str, failed)))
+if __name__ == '__main__':
+    sys.stdout.reconfigure(errors='backslashreplace')
+    if failed := test(int(sys.argv[1]), [Path(p) for p in sys.argv[2:]]): sys.exit('notebooks that failed: ' + ' '.join(map(str, failed)))
