@@ -54,25 +54,26 @@ def _dls(data, path, size, bs, min_photos=0, **kwargs):
 def _curves(learn, file):
     "Training loss by step, metrics by epoch"
     import matplotlib.pyplot as plt
+    from ctxseg_nb.core import write_figure
     rec = learn.recorder
     fig, (a, b) = plt.subplots(1, 2, figsize=(9, 3), layout='constrained')
     a.plot(rec.losses, lw=1); a.set(xlabel='step', ylabel='training loss')
     for name, values in zip(rec.metric_names[1:-1], zip(*rec.values)):
         if not name.endswith('_loss'): b.plot(range(1, len(values) + 1), [100*v for v in values], label=name, lw=1)
     b.set(xlabel='epoch', ylabel='points of a hundred', ylim=(0, 100)); b.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5))
-    fig.savefig(file, dpi=110); plt.close(fig)
+    write_figure(file, fig)
 
 def _predictions(model, dls, file, n=6):
     "Pictures, targets and predictions of the first validation batch, with a legend"
-    import matplotlib.pyplot as plt, numpy as np, torch
-    from ctxseg_nb.core import IMAGENET_STATS, legend, show_rows
+    import numpy as np, torch
+    from ctxseg_nb.core import IMAGENET_STATS, legend, show_rows, write_figure
     x, y = (t.as_subclass(torch.Tensor)[:n].cpu() for t in next(iter(dls.valid)))
     with torch.inference_mode(): pred = model.cpu().eval()(x).argmax(1).numpy()
     mean, std = (torch.tensor(t).view(3, 1, 1) for t in IMAGENET_STATS)
     images = (x*std + mean).clip(0, 1).permute(0, 2, 3, 1).numpy()
     axs = show_rows([list(images), list(y.numpy()), list(pred)], names=['picture', 'target', 'prediction'], palette=dls.card.palette)
     legend(axs[0, 0].figure, dls.card.codes, dls.card.palette, np.union1d(y.numpy(), pred), loc='outside right upper')
-    axs[0, 0].figure.savefig(file, dpi=110); plt.close(axs[0, 0].figure)
+    write_figure(file, axs[0, 0].figure)
 
 # %% ../nbs/cli.ipynb #df3fab66
 def _leave(learn, out, size):
@@ -209,11 +210,11 @@ def cifar(
     resume: bool = False,   # go on from the folder's checkpoint
 ):
     "Train a network of EncNet's Table 6 on CIFAR-10"
-    from ctxseg_nb.core import atomic_write
+    from ctxseg_nb.core import write_figure
     from ctxseg_nb.training.cifar import plot_errors, train_cifar
     if not path: raise ValueError('cifar needs --path, the folder that holds cifar-10-batches-py')
     train_cifar(path, model, codes, width, epochs, lr, bs, out, seed, resume)
-    with atomic_write(Path(out)/'curves.png') as tmp: plot_errors({model: Path(out)/'curves.json'}).figure.savefig(tmp, format='png', bbox_inches='tight')
+    write_figure(Path(out)/'curves.png', plot_errors({model: Path(out)/'curves.json'}).figure, bbox_inches='tight')
     print(f'look at {out}/curves.png')
 
 # %% ../nbs/cli.ipynb #5d68ed36

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from ..core import IGNORE, IMAGENET_STATS, Card, atomic_write, check_labels, keep_memory, write_json
+from ..core import IGNORE, IMAGENET_STATS, Card, atomic_write, check_labels, keep_memory, write_figure, write_json
 from ..data.datasets import check_mask, load_image, load_mask
 from ..data.pascal import voc_palette
 from .multiscale import predict_multiscale
@@ -147,11 +147,6 @@ def _write_csv(file, rows):
         writer = csv.DictWriter(f, rows[0])
         writer.writeheader(); writer.writerows(rows)
 
-def _write_bars(file, table, palette):
-    import matplotlib.pyplot as plt
-    fig = plot_classes(table, palette).figure
-    plt.close(fig)
-    with atomic_write(file) as tmp: fig.savefig(tmp, format='png', dpi=110)
 
 # %% ../../nbs/inference/43_evaluate.ipynb #9feabb98
 def write_report(
@@ -164,7 +159,7 @@ def write_report(
     found = dict(data=card.name, pictures=len(counts), figures={k: round(float(v), 6) for k, v in figures_of(counts, card).items()}, classes=table)
     _write_csv(folder/'report.csv', table)
     write_json(folder/'report.json', found)
-    _write_bars(folder/'report.png', table, card.palette)
+    write_figure(folder/'report.png', plot_classes(table, card.palette).figure)
     return found
 
 # %% ../../nbs/inference/43_evaluate.ipynb #7c087f37
