@@ -159,12 +159,14 @@ def train(
     from ctxseg_nb.training.checkpoint import Checkpoint
     from ctxseg_nb.training.distributed import distributed, own_bs, rank_distrib
     from ctxseg_nb.training.learner import segmentation_learner
+    settings = dict(data=data, model=model, backbone=backbone, weights=weights, size=_size(size), bs=bs, opt=opt, head_lr=head_lr, seed=seed,
+                    min_photos=min_photos, precision=precision, accumulate=accumulate, channels_last=channels_last, compile=compile)
     set_seed(seed, reproducible=True)
     options = dict(backbone_options=dict(weights=weights)) if weights else {}
     dls = _dls(data, path, size, own_bs(bs), min_photos)
     learn = segmentation_learner(dls, model, backbone, opt=opt, head_lr=head_lr, precision=precision, accumulate=accumulate,
                                  channels_last=channels_last, compile=compile, **options)
-    with distributed(learn): learn.fit_one_cycle(epochs, lr, cbs=Checkpoint(out, resume=resume))
+    with distributed(learn): learn.fit_one_cycle(epochs, lr, cbs=Checkpoint(out, resume=resume, settings=settings))
     if not rank_distrib(): _print_figures(_leave(learn, out, _size(size)))
 
 # %% ../nbs/cli.ipynb #a24e1279

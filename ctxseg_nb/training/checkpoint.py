@@ -4,7 +4,7 @@
 
 # %% ../../nbs/training/32_checkpoint.ipynb #c8c10957
 from __future__ import annotations
-import io, pickle, random, zipfile
+import io, json, pickle, random, zipfile
 from itertools import islice
 from pathlib import Path
 import numpy as np, torch
@@ -89,6 +89,8 @@ def read_checkpoint(
     raise ValueError(f'{file}: expected a {_FORMAT}, found {Path(file).stat().st_size} bytes ({found})')
 
 # %% ../../nbs/training/32_checkpoint.ipynb #d3344d1a
+def _as_json(settings): return json.loads(json.dumps(settings))   # tuples become lists
+
 def _facts(learn):
     shapes = {k: list(v.shape) for k, v in get_model(learn.model).state_dict().items() if isinstance(v, torch.Tensor)}
     return {'epochs': learn.n_epoch, 'batches an epoch': len(learn.dls.train), **shapes,
@@ -124,10 +126,11 @@ class Checkpoint(Callback):
         folder: str | Path,       # gets `checkpoint.pt`
         every: int | str = 'epoch',  # 'epoch', or a number of steps: write also after so many
         resume: bool = False,     # continue from the folder's checkpoint, if there is one
+        settings: dict | None = None,  # what else decides the run, as JSON holds it: name → value; must be the same on resume
     ):
         if every != 'epoch' and not (isinstance(every, int) and every > 0):
             raise ValueError(f"every: expected 'epoch' or a number of steps, found {every!r}")
-        self.file, self.every, self.resume = Path(folder)/'checkpoint.pt', every, resume
+        self.file, self.every, self.resume, self.settings = Path(folder)/'checkpoint.pt', every, resume, _as_json(settings or {})
     def after_create(self): raise ValueError('Checkpoint belongs to one run: pass it to fit(..., cbs=Checkpoint(...)), not to Learner')
 
 # %% ../../nbs/training/32_checkpoint.ipynb #7c59466e
@@ -136,7 +139,7 @@ def save(self: Checkpoint, epoch: int, used: int):
     "Write the run as it stands before batch `used` of `epoch`. Raises `OSError` where it cannot; the previous file stays"
     learn, now, buffer = self.learn, rng_state(self.dls), io.BytesIO()
     scaler = getattr(learn, 'scaler', None)
-    state = dict(format=_FORMAT, facts=_facts(learn), epoch=epoch, used=used, step=learn.train_iter, pct=learn.pct_train,
+    state = dict(format=_FORMAT, facts=self.settings | _facts(learn), epoch=epoch, used=used, step=learn.train_iter, pct=learn.pct_train,
                  model=get_model(learn.model).state_dict(), opt=learn.opt.state_dict(), notes=_notes(learn),
                  grads=[p.grad is not None for p, *_ in learn.opt.all_params()],
                  scaler=scaler.state_dict() if scaler else {}, now=now, dice=self.dice if used else now)
@@ -158,7 +161,7 @@ def after_epoch(self: Checkpoint):
 def restore(self: Checkpoint):
     "Put the run of the file back into the learner. Raises `ValueError`, with nothing changed, where it is not this run"
     learn, s = self.learn, read_checkpoint(self.file)
-    _check_facts(self.file, _facts(learn), s['facts'])
+    _check_facts(self.file, self.settings | _facts(learn), s['facts'])
     get_model(learn.model).load_state_dict(s['model'])
     learn.opt.load_state_dict(to_device(s['opt'], next(learn.model.parameters()).device))
     for (p, *_), had in zip(learn.opt.all_params(), s['grads']): p.grad = torch.zeros_like(p) if had else None

@@ -139,8 +139,9 @@ def train_cifar(
     out, about = Path(out), dict(model=model, codes=codes if model == 'encnet' else None, width=width, epochs=epochs, lr=lr, bs=bs, seed=seed)
     set_seed(seed, reproducible=True)
     learn = cifar_learner(cifar_dls(path, bs), model, codes, width, lr)
+    settings = {k: v for k, v in about.items() if k not in ('epochs', 'lr')}
     about['parameters'] = sum(p.numel() for p in learn.model.parameters())
-    learn.fit_cosine(epochs, cbs=[ErrorCurves(out/'curves.json', about), Checkpoint(out, resume=resume), *L(cbs)])
+    learn.fit_cosine(epochs, cbs=[ErrorCurves(out/'curves.json', about), Checkpoint(out, resume=resume, settings=settings), *L(cbs)])
     weights = {k: v.detach().cpu().contiguous() for k, v in learn.model.state_dict().items()}
     with atomic_write(out/'model.safetensors') as tmp: tmp.write_bytes(save(weights))
     return learn

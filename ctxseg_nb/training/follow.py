@@ -88,9 +88,14 @@ def _learner(r, dls, model):
     return learn
 
 # %% ../../nbs/training/39_follow.ipynb #871cc7f0
-def _learn(r, learn, out, resume, steps):
+def _settings(r, **more):
+    "What decides the run of a recipe, for its checkpoint"
+    free = 'epochs', 'lr', *FIGURES
+    return {k: v for k, v in asdict(r).items() if k not in free} | more
+
+def _learn(r, learn, out, resume, steps, settings):
     epochs = r.epochs if steps is None else -(-steps//(len(learn.dls.train_ds)//r.batch))
-    cbs = [Checkpoint(out, resume=resume)] + ([] if steps is None else [StopAfter(steps)])
+    cbs = [Checkpoint(out, resume=resume, settings=settings)] + ([] if steps is None else [StopAfter(steps)])
     if r.portion: cbs.append(AsynchronousPairs(r.lr*r.head_lr, r.mom, r.wd, r.portion))
     with distributed(learn): getattr(learn, _SCHEDULES[r.schedule])(epochs, r.lr, cbs=cbs)
 
@@ -201,7 +206,7 @@ def _follow(r, path, out, seed, resume, steps, start, workers):
     model = recipe_model(r, dls.card.n_classes, start)
     if start and r.model != 'refined': begin_with(model, start, whole=not r.epochs)
     learn = _learner(r, dls, model)
-    if r.epochs: _learn(r, learn, out, resume, steps)
+    if r.epochs: _learn(r, learn, out, resume, steps, _settings(r, seed=seed, start=start and str(start)))
     return learn, *((None, None) if rank_distrib() else score(r, learn.model, dls, out, steps))
 
 # %% ../../nbs/training/39_follow.ipynb #c7139a3d

@@ -13,7 +13,8 @@ from .losses import SegmentationLoss, class_weights, count_labels
 from .metrics import segmentation_metrics
 
 # %% auto #0
-__all__ = ['OPTIMISERS', 'poly', 'head_first', 'training_counts', 'LossParts', 'TellProgress', 'segmentation_learner']
+__all__ = ['OPTIMISERS', 'poly', 'head_first', 'training_counts', 'LossParts', 'TellProgress', 'DeviceMixedPrecision',
+           'SegmentationLearner', 'segmentation_learner']
 
 # %% ../../nbs/training/33_learner.ipynb #3c109700
 def poly(
@@ -23,22 +24,6 @@ def poly(
 ) -> float:  # factor of the learning rate, 1..0
     "The share of the learning rate at step `t` of `T`: (1 - t/T)^power (Liu et al. 2016, ParseNet)"
     return max(0., 1 - t/T)**power
-
-# %% ../../nbs/training/33_learner.ipynb #4bb9fa02
-@patch
-@delegates(Learner.fit)
-def fit_poly(self: Learner,
-    n_epoch: int,           # epochs
-    lr=None,                # initial rate: a number, or a slice or list over the groups
-    power: float = 0.9,     # of the time that is left
-    cbs=None,               # more callbacks
-    **kwargs
-):
-    "Fit with the rate `lr*poly(t, T)`, as the papers do"
-    if self.opt is None: self.create_opt()
-    self.opt.set_hyper('lr', self.lr if lr is None else lr)
-    lr = np.array([h['lr'] for h in self.opt.hypers])
-    self.fit(n_epoch, cbs=L(ParamScheduler({'lr': lambda s: lr*poly(s, 1, power)})) + L(cbs), **kwargs)
 
 # %% ../../nbs/training/33_learner.ipynb #32b9d1e7
 def _scaled(step):
@@ -111,11 +96,38 @@ def plot_parts(self: Recorder,
     return ax
 
 # %% ../../nbs/training/33_learner.ipynb #6ad2578e
-@patch
-def before_fit(self: MixedPrecision):
-    "On a GPU as fastai does; on a CPU bfloat16 autocast without scaling"
-    if next(self.model.parameters()).device.type != 'cpu': return self._orig_before_fit()
-    self.autocast, self.learn.scaler, self.scales = torch.autocast('cpu', torch.bfloat16), torch.amp.GradScaler('cpu', enabled=False), L()
+class DeviceMixedPrecision(MixedPrecision):
+    "fastai's mixed precision, on a CPU too: there bfloat16 autocast without scaling"
+    def before_fit(self):
+        if next(self.model.parameters()).device.type != 'cpu': return super().before_fit()
+        self.autocast = torch.autocast('cpu', torch.bfloat16)
+        self.learn.scaler, self.scales = torch.amp.GradScaler('cpu', enabled=False), L()
+
+# %% ../../nbs/training/33_learner.ipynb #5e91ab07
+class SegmentationLearner(Learner):
+    "A fastai `Learner` with what segmentation needs beside it"
+    @delegates(Learner.fit)
+    def fit_poly(self,
+        n_epoch: int,         # epochs
+        lr=None,              # initial rate: a number, or a slice or list over the groups
+        power: float = 0.9,   # of the time that is left
+        cbs=None,             # more callbacks
+        **kwargs
+    ) -> None:
+        "Fit with the rate `lr*poly(t, T)`, as the papers do"
+        if self.opt is None: self.create_opt()
+        self.opt.set_hyper('lr', self.lr if lr is None else lr)
+        lr = np.array([h['lr'] for h in self.opt.hypers])
+        self.fit(n_epoch, cbs=L(ParamScheduler({'lr': lambda s: lr*poly(s, 1, power)})) + L(cbs), **kwargs)
+
+    @delegates(DeviceMixedPrecision.__init__)
+    def to_fp16(self, **kwargs) -> Learner:
+        "Mixed precision: float16 where the model is on a GPU, bfloat16 on a CPU"
+        return self.add_cb(DeviceMixedPrecision(**kwargs))
+
+    def to_bf16(self) -> Learner:
+        "Mixed precision with bfloat16"
+        return self.add_cb(DeviceMixedPrecision('bf16'))
 
 # %% ../../nbs/training/33_learner.ipynb #5efb9f4e
 def _recipe(opt):
@@ -136,7 +148,7 @@ def _model(model, n_classes, backbone, compile, options):
 def _switches(precision, accumulate, bs, channels_last):
     if precision not in (None, 'fp16', 'bf16'): raise ValueError(f"precision: expected None, 'fp16' or 'bf16', found {precision!r}")
     if accumulate < 1: raise ValueError(f'accumulate: expected 1 batch or more, found {accumulate}')
-    cbs = precision and MixedPrecision(precision), accumulate > 1 and GradientAccumulation(accumulate*bs), channels_last and ChannelsLast()
+    cbs = precision and DeviceMixedPrecision(precision), accumulate > 1 and GradientAccumulation(accumulate*bs), channels_last and ChannelsLast()
     return [cb for cb in cbs if cb]
 
 def _class_weights(weights, dls, n_classes):
@@ -161,12 +173,12 @@ def segmentation_learner(
     compile: str | None = None,  # backend of `torch.compile`: 'inductor' is PyTorch's own
     path=None,          # folder of the learner; that of `dls` where not given
     **options,          # of the model, to `create_model`
-) -> Learner:
-    "A fastai `Learner` with a paper's defaults. Raises `ValueError` for unknown names and data without a card"
+) -> SegmentationLearner:
+    "A `SegmentationLearner` with a paper's defaults. Raises `ValueError` for unknown names and data without a card"
     r, card = _recipe(opt), _card(dls)
     model = _model(model, card.n_classes, backbone, compile, options)
     cbs = [LossParts(), TellProgress(), *_switches(precision, accumulate, dls.train.bs, channels_last), *L(cbs)]
     keep_memory()
-    return Learner(dls, model, SegmentationLoss(model.loss_parts, _class_weights(weights, dls, card.n_classes)),
+    return SegmentationLearner(dls, model, SegmentationLoss(model.loss_parts, _class_weights(weights, dls, card.n_classes)),
                    head_first(r['opt_func'], head_lr or r['head_lr']), lr=lr or r['lr'], wd_bn_bias=r['wd_bn_bias'], splitter=param_groups,
                    metrics=segmentation_metrics(card) if metrics is None else metrics, cbs=cbs, path=path)
