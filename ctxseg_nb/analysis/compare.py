@@ -14,12 +14,14 @@ import torch
 from filelock import FileLock
 from ..core import atomic_write, write_json
 from ..inference.evaluate import image_counts, mean_iou_of
+from ..models.backbones import unknown_name
 
 _all_ = ['image_counts', 'mean_iou_of']
 
 # %% auto #0
 __all__ = ['EXPERIMENTS', 'paired_bootstrap', 'Experiment', 'register_experiment', 'surroundings', 'read_results',
-           'run_experiment', 'summary', 'print_results', 'plot_results', 'image_counts', 'mean_iou_of']
+           'check_experiment', 'run_experiment', 'summary', 'print_results', 'plot_results', 'image_counts',
+           'mean_iou_of']
 
 # %% ../../nbs/analysis/50_compare.ipynb #b22ae130
 def paired_bootstrap(
@@ -90,14 +92,20 @@ def _begin(ex, file):
 def _counts_file(work, ex, arm, seed): return Path(work)/ex.name/f'{arm}-{seed}.npz'
 
 # %% ../../nbs/analysis/50_compare.ipynb #506321a1
-def _experiment(name, arms, inputs):
-    "An experiment by name; `ValueError` where it, one of the arms or an input is missing"
-    if name not in EXPERIMENTS: raise ValueError(f'no experiment {name!r}; there are {", ".join(EXPERIMENTS)}')
-    ex = EXPERIMENTS[name]
+def check_experiment(
+    name: str,             # one of `EXPERIMENTS`
+    arms: list | None = None,  # names of its arms
+    inputs: dict | None = None,  # name → value, as the experiment `needs` them
+) -> Experiment:
+    "An experiment by name. Raises `ValueError` where it or one of the arms is unknown, where an input is missing, and for one that it does not use"
+    if name not in EXPERIMENTS: raise unknown_name('experiment', name, EXPERIMENTS)
+    ex, inputs = EXPERIMENTS[name], inputs or {}
     for arm in arms or ():
         if arm not in ex.arms: raise ValueError(f'the experiment {name!r} has no arm {arm!r}; there are {", ".join(ex.arms)}')
     for k, what in ex.needs.items():
         if inputs.get(k) is None: raise ValueError(f'the experiment {name!r} needs {what}: --{k}')
+    for k in inputs:
+        if k not in ex.needs: raise ValueError(f'the experiment {name!r} does not use --{k}')
     return ex
 
 # %% ../../nbs/analysis/50_compare.ipynb #3b997195
@@ -111,7 +119,7 @@ def run_experiment(
     **inputs,                 # what the experiment `needs`: where data and weights lie on this machine
 ) -> dict:  # the results, as `read_results` gives them
     "Run arms with all seeds, or those that are missing, and write `out`/`name`.json after each; with IoU and share of the pixels of each class, where the counts are at hand"
-    ex, file = _experiment(name, arms, inputs), Path(out)/f'{name}.json'
+    ex, file = check_experiment(name, arms, inputs), Path(out)/f'{name}.json'
     for arm, seed in ((a, s) for s in range(seeds) for a in arms or ex.arms):
         if (arm, seed) in {(r['arm'], r['seed']) for r in _begin(ex, file)['runs']}: continue
         run = _one_run(ex, arm, seed, inputs, work)

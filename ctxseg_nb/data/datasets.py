@@ -4,6 +4,7 @@
 
 # %% ../../nbs/data/02_datasets.ipynb #ca1d61ab
 from __future__ import annotations
+import os
 from contextlib import contextmanager
 from functools import cached_property
 from importlib import import_module
@@ -41,8 +42,10 @@ def _from_array(a):
 # %% ../../nbs/data/02_datasets.ipynb #7010299b
 @contextmanager
 def _reading(path, what):
-    "Any reader's error, with the file's name"
-    try: yield
+    "Any reader's error, with the file's name; a pipe, from which nothing may ever come, is not read"
+    try:
+        if os.path.exists(path) and not os.path.isfile(path): raise ValueError(f'it is a {"folder" if os.path.isdir(path) else "pipe or device"}')
+        yield
     except FileNotFoundError: raise FileNotFoundError(f'no {what} at {path}') from None
     except Exception as e: raise ValueError(f'{path} is not a readable {what}: {e}') from e
 

@@ -4,17 +4,21 @@
 
 # %% ../../nbs/models/10_backbones.ipynb #56f94274
 from __future__ import annotations
+import inspect
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 import torch, torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+import ctxseg_nb.models
 
 # %% auto #0
 __all__ = ['PADDING', 'BACKBONES', 'conv_bn_relu', 'ResBlock', 'Stages', 'tiny_resnet', 'influence', 'receptive_field',
            'TimmBackbone', 'unknown_name', 'timm_backbone', 'read_tensors', 'load_tensors', 'SqueezeNet',
-           'squeezenet1_0', 'create_backbone']
+           'squeezenet1_0', 'known_backbones', 'check_backbone', 'create_backbone', 'backbone_weights']
 
 # %% ../../nbs/models/10_backbones.ipynb #90c2257d
 PADDING = 'replicate'  # of every 3×3 convolution made here; as `padding_mode` of `nn.Conv2d`
@@ -144,10 +148,13 @@ def unknown_name(
 # %% ../../nbs/models/10_backbones.ipynb #f7a0cede
 def _create(name, pretrained, **kw):
     import timm
+    if pretrained and not timm.models.is_model_pretrained(name): raise ValueError(f'{name}: timm has no pretrained weights of this network')
     try: return timm.create_model(name, features_only=True, pretrained=pretrained, **kw)
-    except (OSError, RuntimeError) as e:
-        if not pretrained: raise
-        raise OSError(f'{name}: no pretrained weights ({str(e).strip().splitlines()[0]})') from e
+    except (AssertionError, TypeError, ValueError, NotImplementedError): raise
+    except Exception as e:   # of the hub's client, which has many kinds
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+        if not pretrained: raise ValueError(f'{name}: timm cannot make its feature maps ({reason})') from e
+        raise OSError(f'{name}: the pretrained weights cannot be had ({reason})') from e
 
 def _undilatable(name, output_stride):
     strides = _create(name, False).feature_info.reduction()
@@ -245,9 +252,35 @@ def squeezenet1_0(
 # %% ../../nbs/models/10_backbones.ipynb #8e8d7f30
 BACKBONES = {'tiny': tiny_resnet, 'squeezenet1_0': squeezenet1_0}  # our own; every other name is timm's
 
+def known_backbones() -> dict:  # `BACKBONES`
+    "All backbones of this library: each module of `ctxseg_nb.models` registers its own when it is imported"
+    for module in iter_modules(ctxseg_nb.models.__path__): import_module(f'ctxseg_nb.models.{module.name}')
+    return BACKBONES
+
+def check_backbone(
+    name: str,  # as in `create_backbone`
+):
+    "Raise `ValueError` with the closest names for a backbone that neither this library nor timm knows"
+    import timm
+    if name not in known_backbones() and not timm.is_model(name): raise unknown_name('backbone', name, [*BACKBONES, *timm.list_models()])
+
 def create_backbone(
-    name: str,  # a key of `BACKBONES` or a network of timm
+    name: str,  # a key of `known_backbones()` or a network of timm
     **options,  # to its function
 ) -> nn.Module:  # a backbone with `channels` and `strides`
     "A backbone by name. Raises `ValueError` with the closest names for an unknown one"
+    if name not in BACKBONES: check_backbone(name)
     return BACKBONES[name](**options) if name in BACKBONES else timm_backbone(name, **options)
+
+# %% ../../nbs/models/10_backbones.ipynb #5e0c1b02
+def backbone_weights(
+    name: str,            # as in `create_backbone`
+    weights: str | Path | None,  # 'imagenet', or a safetensors file; untrained where not given
+) -> dict:  # options for `create_backbone`
+    "How `create_backbone` is told to begin with trained weights. Raises `ValueError` for a backbone without, and for a file that it does not read"
+    if weights is None: return {}
+    check_backbone(name)
+    if name in BACKBONES and 'weights' in inspect.signature(BACKBONES[name]).parameters: return dict(weights=weights)
+    if name in BACKBONES: raise ValueError(f'weights: there are none for the backbone {name}, found {weights}')
+    if weights != 'imagenet': raise ValueError(f"weights: expected 'imagenet' for {name}, a network of timm, found {weights}")
+    return dict(pretrained=True)

@@ -6,16 +6,13 @@
 from __future__ import annotations
 import json
 from functools import partial
-from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
 import numpy as np, torch, torch.nn.functional as F
 from safetensors.torch import save
 from torch import nn
-import ctxseg_nb.models
 from .. import core
 from ..core import IGNORE, IMAGENET_STATS, at_least_float32, atomic_write, shared_mean
-from .backbones import conv_bn_relu, create_backbone, load_tensors, unknown_name
+from .backbones import conv_bn_relu, create_backbone, known_backbones, load_tensors, unknown_name
 
 # %% auto #0
 __all__ = ['MODELS', 'head_width', 'classifier', 'FCNHead', 'upsample', 'aux_loss', 'check_images', 'tell_progress', 'Segmentor',
@@ -155,7 +152,7 @@ def register_model(
 
 def known_models() -> dict:  # `MODELS`
     "All models of this library: each module of `ctxseg_nb.models` registers its own when it is imported"
-    for module in iter_modules(ctxseg_nb.models.__path__): import_module(f'ctxseg_nb.models.{module.name}')
+    known_backbones()   # imports them all
     return MODELS
 
 # %% ../../nbs/models/11_segmentor.ipynb #e54c381a

@@ -23,7 +23,7 @@ from ..data.datasets import open_dataset
 from ..data.transforms import Augment
 from ..inference.ensemble import LearnToCombine, cached_candidates, candidates, combine
 from ..inference.multiscale import eval_mode, predict_multiscale
-from ..models.backbones import BACKBONES, create_backbone, load_tensors, read_tensors
+from ..models.backbones import BACKBONES, backbone_weights, create_backbone, load_tensors, read_tensors
 from ..models.deepcrf import deepcrf
 
 # %% ../../nbs/training/39_follow.ipynb #e135ac16
@@ -41,8 +41,8 @@ from .recipes import RECIPES, Recipe, filled, recipe, silent
 # %% ../../nbs/training/39_follow.ipynb #d6dabe90
 def backbone_options(r: Recipe) -> dict:
     "What `create_backbone` is told"
-    if r.backbone in ('vgg16_fc6', 'squeezenet1_0'): return dict(weights='imagenet') if r.pretrained else {}
-    return {} if r.backbone in BACKBONES else dict(output_stride=r.stride, pretrained=r.pretrained)
+    weights = backbone_weights(r.backbone, 'imagenet' if r.pretrained and r.backbone != 'tiny' else None)
+    return weights if r.backbone in BACKBONES else dict(output_stride=r.stride, **weights)
 
 # %% ../../nbs/training/39_follow.ipynb #a540dab6
 def recipe_model(
