@@ -273,25 +273,16 @@ def _train(data, path, model, backbone, weights, epochs, size, bs, lr, opt, head
     from ctxseg_nb.training.checkpoint import Checkpoint
     from ctxseg_nb.training.distributed import distributed, own_bs, rank_distrib
     from ctxseg_nb.training.learner import segmentation_learner
-<<<<<<< HEAD
-    settings = dict(data=data, model=model, backbone=backbone, weights=weights, size=_size(size), bs=bs, opt=opt, head_lr=head_lr, seed=seed,
-                    min_photos=min_photos, precision=precision, accumulate=accumulate, channels_last=channels_last, compile=compile)
-=======
     _check_model(model, backbone)
     options = backbone_weights(backbone, weights)
->>>>>>> fe28e71 (Command line: options that do not apply are refused, numbers have ranges, predict overwrites nothing that is not its own)
+    settings = dict(data=data, model=model, backbone=backbone, weights=weights, size=size, bs=bs, opt=opt, head_lr=head_lr, seed=seed,
+                    min_photos=min_photos, precision=precision, accumulate=accumulate, channels_last=channels_last, compile=compile)
     set_seed(seed, reproducible=True)
     dls = _dls(data, path, size, own_bs(bs), min_photos, workers)
     learn = segmentation_learner(dls, model, backbone, opt=opt, head_lr=head_lr, precision=precision, accumulate=accumulate,
-<<<<<<< HEAD
-                                 channels_last=channels_last, compile=compile, **options)
-    with distributed(learn): learn.fit_one_cycle(epochs, lr, cbs=Checkpoint(out, resume=resume, settings=settings))
-    if not rank_distrib(): _print_figures(_leave(learn, out, _size(size)))
-=======
                                  channels_last=channels_last, compile=compile, backbone_options=options)
-    with distributed(learn): learn.fit_one_cycle(epochs, lr, cbs=Checkpoint(out, resume=resume))
+    with distributed(learn): learn.fit_one_cycle(epochs, lr, cbs=Checkpoint(out, resume=resume, settings=settings))
     if not rank_distrib(): _print_figures(_leave(learn, out, size))
->>>>>>> fe28e71 (Command line: options that do not apply are refused, numbers have ranges, predict overwrites nothing that is not its own)
 
 # %% ../nbs/cli.ipynb #a24e1279
 _ENTRIES = dict(data='data', model='model', backbone='backbone', epochs='epochs', size='crop', bs='batch', lr='lr', opt='opt', head_lr='head_lr',
@@ -345,14 +336,9 @@ def cifar(
     from ctxseg_nb.core import write_figure
     from ctxseg_nb.training.cifar import plot_errors, train_cifar
     if not path: raise ValueError('cifar needs --path, the folder that holds cifar-10-batches-py')
-<<<<<<< HEAD
-    train_cifar(path, model, codes, width, epochs, lr, bs, out, seed, resume)
-    write_figure(Path(out)/'curves.png', plot_errors({model: Path(out)/'curves.json'}).figure, bbox_inches='tight')
-=======
     if codes and model != 'encnet': raise ValueError(f'--codes does not apply with --model {model}: only encnet has codewords')
     train_cifar(path, model, codes or 16, width, epochs, lr, bs, out, seed, resume)
-    with atomic_write(Path(out)/'curves.png') as tmp: plot_errors({model: Path(out)/'curves.json'}).figure.savefig(tmp, format='png', bbox_inches='tight')
->>>>>>> fe28e71 (Command line: options that do not apply are refused, numbers have ranges, predict overwrites nothing that is not its own)
+    write_figure(Path(out)/'curves.png', plot_errors({model: Path(out)/'curves.json'}).figure, bbox_inches='tight')
     print(f'look at {out}/curves.png')
 
 # %% ../nbs/cli.ipynb #5d68ed36
