@@ -4,90 +4,166 @@
 
 # %% ../../nbs/training/37_distributed.ipynb #5931a64f
 from __future__ import annotations
-import inspect, os, subprocess, sys, tempfile
-from contextlib import contextmanager
+import multiprocessing, operator, os, sys, tempfile, time, traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial, reduce
+from itertools import chain
 from pathlib import Path
-from textwrap import dedent
-import torch
-import torch.distributed as dist
-from fastai.basics import patch
-from fastai.distributed import DistributedDL, num_distrib, rank_distrib
+from types import ModuleType
+from unittest.mock import patch
+import cloudpickle, numpy as np, torch, torch.distributed as dist
+from fastai.basics import AvgLoss, AvgMetric, Callback, DataLoader, Learner, get_model, num_distrib, set_seed, to_detach
+from fastai.callback.core import GatherPredsCallback
+from fastai.metrics import AccumMetric
+from fastcore.basics import chunked
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes
+from torch.nn.parallel import DistributedDataParallel
 from .syncbn import convert_sync_bn
 
 # %% auto #0
-__all__ = ['on_ranks', 'own_bs', 'distributed']
+__all__ = ['on_ranks', 'ShardedDL', 'ShardedTraining', 'distributed']
 
 # %% ../../nbs/training/37_distributed.ipynb #924f4316
-_RUNNER = '''
-import faulthandler, os, signal, sys, traceback, torch, torch.distributed as dist, torch.multiprocessing as mp
-folder, n, name, timeout = sys.argv[1], int(sys.argv[2]), sys.argv[3], float(sys.argv[4])
-file, names = f'{folder}/task.py', dict(torch=torch, nn=torch.nn, dist=dist, os=os)
-if n > 1: os.environ.update(WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT='0')  # as torchrun does
-exec(compile(open(file).read(), file, 'exec'), names)
-def rank(i):
-    if n > 1: os.environ['RANK'] = os.environ['LOCAL_RANK'] = str(i)
-    faulthandler.register(signal.SIGTERM, chain=True)
-    faulthandler.dump_traceback_later(timeout, exit=True)
+class _ByValue:
+    "Arrives in another process as `value`, with the code of what was defined in a notebook"
+    def __init__(self, value): self.value = value
+    def __reduce__(self): return cloudpickle.loads, (cloudpickle.dumps(self.value),)
+
+def _run_rank(rank: int, n: int, folder: str, call: tuple[Callable, tuple]) -> None:
+    "Call a function on one of `n` ranks; leave in `folder` what it returns, or why it failed"
+    os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT='0')   # as torchrun
     torch.set_num_threads(1)
-    dist.init_process_group('gloo', f'file://{folder}/meet', rank=i, world_size=n)
-    try: found = names[name](i, *torch.load(f'{folder}/args', weights_only=False))
-    except Exception: print(f'rank {i}: {traceback.format_exc()}', file=sys.stderr); raise
-    torch.save(found, f'{folder}/{i}')
-    dist.barrier()
+    fn, args = call
+    try:
+        dist.init_process_group('gloo', f'file://{folder}/meet', rank=rank, world_size=n)
+        torch.save(fn(rank, *args), f'{folder}/{rank}')
+        dist.barrier()
+    except Exception:
+        Path(folder, f'{rank}.error').write_text(traceback.format_exc())
+        raise
     dist.destroy_process_group()
-mp.start_processes(rank, (), n, start_method='fork')
-'''
 
 # %% ../../nbs/training/37_distributed.ipynb #0036d995
 def on_ranks(
-    fn,        # called as fn(rank, *args) on each process; knows its source, `using`, and torch, nn, dist, os
-    n: int,    # processes
-    *args,     # what `torch.save` can write
-    using=(),  # functions, and lines of code (imports), that `fn` needs; run once, before the processes part
-    timeout: float = 300,  # seconds that a process may take
-) -> list:     # what each process returned
+    fn: Callable,  # called as fn(rank, *args) on each process; may be defined in a notebook
+    n: int,        # processes
+    *args,         # what cloudpickle can write
+    timeout: float = 300,  # seconds that they may take together
+) -> list:         # what each process returned
     "Run `fn` on `n` gloo processes. Raises `RuntimeError` with the traceback of every rank that failed; ranks that wait in vain are ended"
+    multiprocessing.set_forkserver_preload(['ctxseg_nb.all'])
     with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        (folder/'task.py').write_text('\n'.join(f if isinstance(f, str) else dedent(inspect.getsource(f)) for f in (*using, fn)))
-        torch.save(args, folder/'args')
-        command = [sys.executable, '-W', 'ignore', '-c', _RUNNER, folder, str(n), fn.__name__, str(timeout)]
-        ran = subprocess.run(command, capture_output=True, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
-        if ran.returncode: raise RuntimeError(f'{fn.__name__} on {n} processes:\n{ran.stderr}')
-        return [torch.load(folder/str(i), weights_only=False) for i in range(n)]
+        with patch.dict(sys.modules, __main__=ModuleType('__main__')):   # the ranks need not run the script that calls
+            ranks = start_processes(_ByValue(_run_rank), (n, folder, _ByValue((fn, args))), n, join=False, start_method='forkserver')
+        end = time.monotonic() + timeout
+        try:
+            while not ranks.join(max(0, end - time.monotonic())):
+                waiting = [str(rank) for rank, process in enumerate(ranks.processes) if process.is_alive()]
+                if time.monotonic() >= end: raise ProcessExitedException(f'rank {", ".join(waiting)}: not done after {timeout} s', 0, 0, 1)
+        except (ProcessExitedException, ProcessRaisedException) as e:
+            errors = {rank: Path(folder, f'{rank}.error') for rank in range(n)}
+            found = [f'rank {rank}: {file.read_text()}' for rank, file in errors.items() if file.exists()]
+            if isinstance(e, ProcessExitedException): found.insert(0, str(e))   # it was killed, or is waiting
+            raise RuntimeError(f'{fn.__name__} on {n} processes:\n' + '\n'.join(found)) from None
+        finally:
+            for process in ranks.processes: process.kill()
+        return [torch.load(Path(folder, str(rank)), weights_only=False) for rank in range(n)]
 
-# %% ../../nbs/training/37_distributed.ipynb #b0c6d9ff
-@patch
-def _broadcast(self: DistributedDL, t, rank):
-    "The list `t` of `rank`, on all ranks; through the GPU only where NCCL needs it"
-    t = torch.tensor(t)
-    if dist.get_backend() == 'nccl': t = t.cuda()
-    dist.broadcast(t, rank)
-    return t.cpu().tolist()
+# %% ../../nbs/training/37_distributed.ipynb #6b1f3a90
+class ShardedDL:
+    "What one of `n` ranks reads of a loader: its share of each batch in training, every n-th piece of the pictures otherwise"
+    def __init__(self,
+        dl: DataLoader,  # fastai's, with a generator in the same state on all ranks; its batches are those of all ranks together
+        rank: int,       # 0 to n-1
+        n: int,          # ranks
+        training: bool,  # does every rank need a share of every batch?
+    ):
+        if n > 1 and not isinstance(dl, DataLoader):
+            raise ValueError(f'distributed: expected a DataLoader of fastai, found {type(dl).__module__}.{type(dl).__name__}')
+        self.dl, self.rank, self.n, self.training = dl, rank, n, training
 
-# %% ../../nbs/training/37_distributed.ipynb #b6dbeed9
-def own_bs(
-    bs: int,  # pictures of a batch, over all processes
-) -> int:  # of this one
-    "The pictures of a batch that this process sees. Raises `ValueError` where they cannot be shared out evenly"
-    n = num_distrib() or 1
-    if bs % n: raise ValueError(f'bs: expected a multiple of the {n} processes, found {bs}')
-    return bs//n
+    def batches(self,
+        indices: Sequence[int],  # of the pictures, in the order of all batches
+    ) -> list[list[int]]:        # of the pictures in each batch of this rank
+        "This rank's batches. Raises `ValueError` for training batches with fewer pictures than ranks"
+        whole = list(chunked(indices, self.dl.bs, self.dl.drop_last))
+        if not self.training: return list(chunked(chain(*whole), -(-self.dl.bs//self.n)))[self.rank::self.n]
+        few = min(map(len, whole), default=self.n)
+        if few < self.n: raise ValueError(f'a batch of {few} for {self.n} processes: expected one picture or more for each in every batch')
+        return [np.array_split(batch, self.n)[self.rank].tolist() for batch in whole]
+
+    def __len__(self): return len(self.dl) if self.n == 1 else len(self.batches(range(self.dl.n)))
+    def __getattr__(self, name): return getattr(self.dl, name)
+    def to_detach(self, b, cpu=True, gather=True): return to_detach(b, cpu, gather=False)   # ranks have different numbers of pictures
+
+    def __iter__(self) -> Iterator:
+        if self.n == 1: return iter(self.dl)
+        self.dl.randomize()
+        batches = self.batches(self.dl.get_idxs())
+        if not batches: return iter(())
+        mine = partial(list, sum(batches, []))
+        return iter(self.dl.new(get_idxs=mine, bs=len(batches[0]), shuffle=False, drop_last=False))
+
+# %% ../../nbs/training/37_distributed.ipynb #51c09e1b
+def _gathered(value) -> list:
+    "`value` of all ranks"
+    values = [None]*dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+class ShardedTraining(Callback):
+    "Train on all ranks what one process would train; made by `distributed`"
+    order = 11   # behind mixed precision, before those who look at model and loaders
+
+    def before_fit(self):
+        self._begin_alike()
+        device = next(self.model.parameters()).device
+        self.learn.model = DistributedDataParallel(self.model, [device] if device.type == 'cuda' else None, broadcast_buffers=False)
+
+    def _begin_alike(self):
+        "Weights, statistics and the order of pictures are those of rank 0; all other random numbers differ from rank to rank"
+        for t in self.model.state_dict().values(): dist.broadcast(t, 0)
+        states = _gathered([dl.rng.getstate() for dl in self.dls.loaders])[0]
+        for dl, state in zip(self.dls.loaders, states): dl.rng.setstate(state)
+        if dist.get_rank(): set_seed(torch.randint(2**31, ()).item() + dist.get_rank())
+
+    def before_train(self): self._shard(dist.get_rank(), dist.get_world_size(), training=True)
+    def before_validate(self):
+        gathers = any(isinstance(cb, GatherPredsCallback) for cb in self.learn.cbs)   # `get_preds`: every rank gets all predictions
+        self._shard(*(0, 1) if gathers else (dist.get_rank(), dist.get_world_size()), training=False)
+
+    def _shard(self, rank, n, training): self.learn.dl = ShardedDL(self.dl, rank, n, training)
+
+    def after_validate(self):
+        "Give fastai's metrics what the other ranks have counted; those of this library sum over ranks by themselves"
+        for metric in [self.recorder.loss, *self.learn.metrics]:
+            if not isinstance(metric, (AvgLoss, AvgMetric, AccumMetric)): continue
+            for name in {'total', 'count', 'preds', 'targs'} & set(vars(metric)):
+                setattr(metric, name, reduce(operator.add, _gathered(getattr(metric, name))))
+
+    def after_fit(self): self.learn.model = get_model(self.model)
 
 # %% ../../nbs/training/37_distributed.ipynb #28fb13d2
 @contextmanager
 def distributed(
-    learn,         # `Learner`, the same on all ranks
-    **options,     # to accelerate's `Accelerator`
-):
+    learn: Learner,  # the same on all ranks; its batches are shared out
+) -> Iterator[Learner]:
     "Train with all processes that `torchrun` or `accelerate launch` started, with synchronised batch norm; alone, this changes nothing"
     if num_distrib() < 2:
         yield learn
         return
-    own, gpu = not dist.is_initialized(), torch.cuda.is_available()
-    if gpu: torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
+    own, gpu = not dist.is_initialized(), learn.dls.device.type == 'cuda'
+    if gpu:
+        torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+        learn.dls.to(torch.device('cuda', torch.cuda.current_device()))
     if own: dist.init_process_group('nccl' if gpu else 'gloo')
     convert_sync_bn(learn.model, kind='torch' if gpu else 'once')
-    with learn.distrib_ctx(sync_bn=False, cpu=not gpu, **options): yield learn
+    with ExitStack() as stack:
+        if dist.get_rank():
+            stack.enter_context(learn.no_bar())
+            stack.enter_context(learn.no_logging())
+        stack.enter_context(learn.added_cbs(ShardedTraining()))
+        yield learn
     dist.barrier()
     if own: dist.destroy_process_group()

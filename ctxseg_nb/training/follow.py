@@ -33,7 +33,7 @@ from ..models.segmentor import create_model, load_model, save_model, upsample
 from .asynchronous import AsynchronousPairs
 from .checkpoint import Checkpoint
 from .cifar import train_cifar
-from .distributed import distributed, own_bs
+from .distributed import distributed
 from .learner import segmentation_learner
 from .metrics import confusion_matrix, mean_accuracy, mean_iou, pixel_accuracy
 from .recipes import RECIPES, Recipe, filled, recipe, silent
@@ -113,7 +113,7 @@ def recipe_dls(
     ds = open_dataset(r.data, path, **r.data_options)
     mirror, splits = getattr(ds, 'mirror', None), (r.train if _learns(r) else r.valid, r.valid)
     augment = Augment(r.crop, r.scale, r.rotate, r.flip, r.jitter, mirror=mirror)
-    dls = dataset_dls(ds, bs=own_bs(r.batch), splits=splits, augment=augment, num_workers=workers)
+    dls = dataset_dls(ds, bs=r.batch, splits=splits, augment=augment, num_workers=workers)
     dls.mirror = mirror
     return dls
 
