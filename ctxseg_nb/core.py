@@ -26,20 +26,29 @@ IGNORE = 255  # label of void pixels, in every mask of this library
 IMAGENET_STATS = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # mean and standard deviation of RGB in 0..1
 
 # %% ../nbs/00_core.ipynb #ee4d6e88
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Card:
     "What is known about a data set beside its pictures"
     name: str                   # short name, as on the command line
     codes: tuple[str, ...]      # class names, in the order of their labels
-    palette: np.ndarray = None  # (K, 3) uint8 colours; `palette(K)` where not given
+    palette: np.ndarray = None  # (K, 3) uint8 colours, read-only; `palette(K)` where not given
     background: int | None = None  # label that papers leave out of the mean, if any
     groups: dict[str, tuple[int, ...]] = field(default_factory=dict)  # labels that are scored apart
 
     def __post_init__(self):
-        if self.palette is None: object.__setattr__(self, 'palette', palette(len(self.codes)))
+        colours = np.array(palette(len(self.codes)) if self.palette is None else self.palette, np.uint8)
+        colours.flags.writeable = False
+        object.__setattr__(self, 'codes', tuple(self.codes))
+        object.__setattr__(self, 'palette', colours)
 
     @property
     def n_classes(self): return len(self.codes)
+
+    def _parts(self): return self.name, self.codes, self.palette.tolist(), self.background, {k: tuple(v) for k, v in self.groups.items()}
+
+    def __eq__(self, other): return self._parts() == other._parts() if isinstance(other, Card) else NotImplemented
+
+    def __hash__(self): return hash((self.name, self.codes))
 
 # %% ../nbs/00_core.ipynb #ca0a72d6
 def palette(

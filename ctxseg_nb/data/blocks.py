@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from fastai.vision.all import *
 from ..core import IGNORE, IMAGENET_STATS, Card, legend, show_rows
-from .datasets import SegDataset, as_rgb, check_mask, load_image, load_mask
+from .datasets import SegDataset, as_labels, as_rgb, check_mask, load_image, load_mask
 from .scenes import ContextScenes
 
 # %% auto #0
@@ -37,19 +37,20 @@ class PILClassMask(PILMask): _tensor_cls = ClassMask
 
 # %% ../../nbs/data/03_blocks.ipynb #d878b70d
 class OpenMask(Transform):
-    "A mask file or a (H, W) uint8 array as `PILClassMask`"
+    "A mask file or (H, W) integers as `PILClassMask`"
     def __init__(self,
         card: Card,        # of the data set
-        read=load_mask,    # path -> (H, W) uint8 labels
+        read=load_mask,    # path -> (H, W) integer labels
     ):
         self.card, self.read = card, read
         self.vocab, self.c = list(card.codes), card.n_classes
         self.loss_func = CrossEntropyLossFlat(axis=1, ignore_index=IGNORE)
 
     def encodes(self, o):
-        is_array = isinstance(o, np.ndarray)
-        mask = PILClassMask(Image.fromarray(o if is_array else self.read(o)))
-        mask.origin = 'a mask' if is_array else o
+        is_file = isinstance(o, (str, Path))
+        origin = o if is_file else 'a mask'
+        mask = PILClassMask(Image.fromarray(as_labels(self.read(o) if is_file else o, origin)))
+        mask.origin = origin
         return mask
 
 # %% ../../nbs/data/03_blocks.ipynb #a852e901
@@ -76,7 +77,7 @@ def _item_tfms(size, flip, augment):
 
 # %% ../../nbs/data/03_blocks.ipynb #c858df33
 def segmentation_dls(
-    train: list,        # (picture, mask) pairs: paths, or (H, W, 3) and (H, W) uint8 arrays
+    train: list,        # (picture, mask) pairs: paths, or (H, W, 3) uint8 and (H, W) integer arrays
     valid: list,        # the same
     card: Card,         # of the data set
     size=None,          # (H, W) of every picture and mask in a batch; as they are where not given
@@ -84,7 +85,7 @@ def segmentation_dls(
     flip: float = .5,   # probability of a left-right flip in training
     augment=None,       # item transform of training pairs, in place of flip and resize; validation pictures come one by one where `size` is not given
     read=load_image,    # path -> (H, W, 3) uint8
-    read_mask=load_mask,  # path -> (H, W) uint8 labels
+    read_mask=load_mask,  # path -> (H, W) integer labels
     num_workers: int = 0,  # processes that read beside the training one
     **kwargs,           # to `DataBlock.dataloaders`
 ) -> DataLoaders:
@@ -104,8 +105,11 @@ VALID_SEED = 1_000_003  # added to the seed of the training scenes
 
 @lru_cache(maxsize=8)
 def _scenes(n, size, seed, kinds):
+    "(picture, mask) pairs, the same arrays at every call: read-only"
     scenes = ContextScenes(n, size=size, seed=seed, kinds=kinds)
-    return [scenes[i] for i in range(n)]
+    pairs = tuple(scenes[i] for i in range(n))
+    for array in (a for pair in pairs for a in pair): array.flags.writeable = False
+    return pairs
 
 # %% ../../nbs/data/03_blocks.ipynb #486d18bf
 def scenes_dls(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from scipy.io import savemat
 from ..core import IGNORE, Card
-from .datasets import SegDataset, load_mask, register_dataset, _labels_from_mat, _reading
+from .datasets import SegDataset, inside, load_mask, register_dataset, _labels_from_mat, _reading
 from .miniature import little_mask, little_pair, little_picture, miniature
 from .pascal import VOC_CODES, voc_palette, _stems
 
@@ -146,8 +146,13 @@ class _Instances:
     ):
         try: from pycocotools.coco import COCO
         except ImportError as e: raise ImportError('COCO objects need pycocotools: pip install pycocotools') from e
-        with _reading(file, 'annotation file of COCO'), redirect_stdout(StringIO()): self.coco = COCO(str(file))
-        ids = {c['name']: k for k, c in self.coco.cats.items()}
+        self.file, self.coco = file, COCO()
+        with _reading(file, 'annotation file of COCO'), redirect_stdout(StringIO()):
+            self.coco.dataset = json.loads(file.read_text(encoding='utf-8-sig'))
+            self.coco.createIndex()
+            ids = {c['name']: k for k, c in self.coco.cats.items()}
+            for im in self.coco.imgs.values():
+                if not {'file_name', 'height', 'width'} <= im.keys(): raise ValueError(f'image {im["id"]} has no file_name, height or width')
         absent = [n for n in labels if n not in ids]
         if absent: raise ValueError(f"{file}: no category '{absent[0]}', expected one of COCO's instances_*.json")
         self.label = {ids[n]: k for n, k in labels.items()}
@@ -159,10 +164,18 @@ class _Instances:
         return sorted({self.label[a['category_id']] for a in self.objects(i)})
 
 # %% ../../nbs/data/06_coco.ipynb #82eba2d7
+def _code(instances, i, a):
+    "Run-length code of the object `a` of image `i`. Raises `ValueError` for an object that cannot be drawn"
+    try: return instances.coco.annToRLE(a)
+    except Exception as e:   # pycocotools raises what it runs into
+        found = str(a.get('segmentation', 'none'))
+        raise ValueError(f'{instances.file}: object {a.get("id")} of image {i}: expected an outline as polygons or as a run-length code, '
+                         f'found {found[:60]}{"..."*(len(found) > 60)}') from e
+
 def _regions(instances, i):
     "(run-length code, area, label) of the objects of image `i`, largest first"
     from pycocotools.mask import area
-    codes = [(instances.coco.annToRLE(a), instances.label[a['category_id']]) for a in instances.objects(i)]
+    codes = [(_code(instances, i, a), instances.label[a['category_id']]) for a in instances.objects(i)]
     return sorted(((c, int(area(c)), k) for c, k in codes), key=lambda r: -r[1])
 
 # %% ../../nbs/data/06_coco.ipynb #55bc37ec
@@ -224,7 +237,7 @@ class _Outlined(SegDataset):
 
     def _image(self, key):
         part, file = key.parent.stem.removeprefix('instances_'), self._instances(key.parent).coco.imgs[int(key.name)]['file_name']
-        return self._need(f'image {file}', _first(self.path/part, self.path/'images'/part)/file)
+        return self._need(f'image {file}', _first(self.path/part, self.path/'images'/part)/inside(file, key.parent))
 
     def _labels(self, mask):
         instances = self._instances(mask.parent)

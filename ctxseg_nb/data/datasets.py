@@ -4,18 +4,20 @@
 
 # %% ../../nbs/data/02_datasets.ipynb #ca1d61ab
 from __future__ import annotations
-import os
+import inspect, os
 from contextlib import contextmanager
 from functools import cached_property
 from importlib import import_module
-from pathlib import Path
+from io import BytesIO
+from pathlib import Path, PureWindowsPath
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy.io import loadmat
 from ..core import IGNORE, Card
 
 # %% auto #0
-__all__ = ['DATASETS', 'as_rgb', 'load_image', 'load_mask', 'check_mask', 'SegDataset', 'register_dataset', 'known_datasets',
+__all__ = ['PICTURE_FORMATS', 'DATASETS', 'as_rgb', 'load_image', 'image_size', 'as_labels', 'load_mask', 'check_mask',
+           'missing_classes', 'SegDataset', 'read_lines', 'inside', 'register_dataset', 'known_datasets',
            'open_dataset', 'CamVid', 'ClothingCoParsing']
 
 # %% ../../nbs/data/02_datasets.ipynb #654d6796
@@ -49,40 +51,112 @@ def _reading(path, what):
     except FileNotFoundError: raise FileNotFoundError(f'no {what} at {path}') from None
     except Exception as e: raise ValueError(f'{path} is not a readable {what}: {e}') from e
 
+# %% ../../nbs/data/02_datasets.ipynb #c0a7d3e1
+PICTURE_FORMATS = 'PNG', 'JPEG', 'BMP', 'GIF', 'TIFF', 'WEBP', 'PPM'  # that are read
+if limit := os.environ.get('CTXSEG_MAX_PIXELS'):
+    if not limit.isdecimal(): raise ValueError(f'CTXSEG_MAX_PIXELS: expected a number of pixels, found {limit!r}')
+    Image.MAX_IMAGE_PIXELS = int(limit)//2   # Pillow warns above this, and refuses twice as much
+
+@contextmanager
+def _picture(path, what='image', data=None):
+    "A file of `PICTURE_FORMATS`, open; any error with the file's name. `data`: its bytes, where they have been read"
+    with _reading(path, what):
+        try: image = Image.open(path if data is None else BytesIO(data), formats=PICTURE_FORMATS)
+        except UnidentifiedImageError: raise ValueError(f'expected a file of {", ".join(PICTURE_FORMATS)}, found another or a damaged one') from None
+        except Image.DecompressionBombError as e: raise ValueError(f'{e} Set CTXSEG_MAX_PIXELS to read larger ones') from None
+        with image: yield image
+
 def load_image(
     path: str | Path,  # any image file
 ) -> np.ndarray:  # (H, W, 3) uint8
     "The picture in a file, as `as_rgb` gives it. Raises `FileNotFoundError`, or `ValueError` with the file's name"
-    with _reading(path, 'image'), Image.open(path) as im: return as_rgb(im)
+    with _picture(path) as im: return as_rgb(im)
+
+# %% ../../nbs/data/02_datasets.ipynb #91c5f2aa
+_NOTES = b'eXIf', b'iTXt', b'Raw profile'   # what a PNG that says which side is up has somewhere
+
+def image_size(
+    path: str | Path,  # any image file
+) -> tuple[int, int]:  # H, W, pixels
+    "The size that `load_image` gives, of a file that is all there, for less. Raises as `load_image` does"
+    with _reading(path, 'image'): data = Path(path).read_bytes()
+    with _picture(path, data=data) as im:
+        w, h = im.size
+        if im.format == 'PNG' and not any(note in data for note in _NOTES):
+            im.verify()
+            return h, w
+        if im.format in ('JPEG', 'MPO'): im.draft('L', (1, 1))
+        im.load()
+        if im.format not in ('JPEG', 'MPO'): w, h = im.size   # a TIFF is turned while it is loaded
+        return (w, h) if im.getexif().get(0x0112) in (5, 6, 7, 8) else (h, w)
 
 # %% ../../nbs/data/02_datasets.ipynb #aa96c167
+def as_labels(
+    mask,             # (H, W) integers or bool: an array, a tensor or a PIL image
+    name='the mask',  # where it comes from, for the error
+) -> np.ndarray:  # (H, W) uint8
+    "A mask as bytes, its values unchanged. Raises `ValueError` for another shape, for fractions, and for values outside 0 to 255"
+    labels = np.asarray(mask)
+    if labels.ndim != 2 or labels.dtype.kind not in 'iub':
+        raise ValueError(f'{name}: expected (H, W) labels, whole numbers from 0 to 255, found {labels.dtype} {labels.shape}')
+    if labels.dtype == np.uint8: return labels
+    low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
+    if low < 0 or high > 255: raise ValueError(f'{name}: expected labels from 0 to 255, found {low} to {high}')
+    return labels.astype(np.uint8)
+
 def load_mask(
-    path: str | Path,  # an image file with one channel of 8 bits
+    path: str | Path,  # an image file with one channel of 8 bits, without loss
 ) -> np.ndarray:  # (H, W) uint8 labels
     "The labels in an image file. Raises `FileNotFoundError`, or `ValueError` with the file's name"
-    with _reading(path, 'mask'), Image.open(path) as im:
+    with _picture(path, 'mask') as im:
+        kind = im.format + (f' with {im.info["compression"]}' if im.format == 'TIFF' else '')
+        if kind in ('JPEG', 'MPO', 'WEBP', 'TIFF with jpeg', 'TIFF with tiff_jpeg', 'TIFF with webp'):
+            raise ValueError(f'expected a file without loss, such as PNG, found {kind}, which changes labels')
         if im.mode not in ('L', 'P', '1'): raise ValueError(f'expected one channel of 8-bit labels, found mode {im.mode}')
         return np.array(im, np.uint8)
 
 # %% ../../nbs/data/02_datasets.ipynb #544ae051
 def check_mask(
-    mask: np.ndarray,   # (H, W) uint8 labels
+    mask,               # (H, W) integer labels
     n_classes: int,     # K: labels are 0 to K-1, and `IGNORE`
     path='the mask',    # where it comes from, for the error
     size: tuple | None = None,  # (H, W) of its image, where known
     image='its image',  # where that comes from
-) -> np.ndarray:  # the same mask
-    "`mask`, or a `ValueError` that names the file, what was expected and what was found"
+) -> np.ndarray:  # (H, W) uint8, the same labels
+    "`mask` as `as_labels` gives it, or a `ValueError` that names the file, what was expected and what was found"
+    mask = as_labels(mask, path)
     bad = (mask >= n_classes) & (mask != IGNORE)
     if bad.any(): raise ValueError(f'{path}: label {mask[bad][0]} in {bad.sum()} of {mask.size} pixels, expected 0 to {n_classes - 1} or {IGNORE} (void)')
     if size is not None and mask.shape != tuple(size): raise ValueError(
         f'{path} is {mask.shape[0]}×{mask.shape[1]} (height×width), but {image} is {size[0]}×{size[1]}')
     return mask
 
+# %% ../../nbs/data/02_datasets.ipynb #b84d19e6
+def missing_classes(
+    pixels,       # (K,) pixels of each class
+    void: int,    # pixels without a class
+    codes,        # names of the K classes
+    where: str,   # what was counted: '20 training masks'
+) -> str:  # which classes have no pixel, '' where all have
+    "What is wrong with the counts of many masks. Raises `ValueError` where of several classes no more than one has pixels"
+    there, missing = [(c, int(n)) for c, n in zip(codes, pixels) if n], [c for c, n in zip(codes, pixels) if not n]
+    if not there or len(there) == 1 < len(codes):
+        found = ' and '.join([*(f"{n} pixels of '{c}'" for c, n in there or [('any class', 0)]), f'{void} pixels of void ({IGNORE})'])
+        raise ValueError(f'{where}: expected labels of {len(codes)} classes, found {found}. Where masks are of 0 and 255, replace 255 by 1')
+    names = ', '.join(missing[:5]) + (', ...' if len(missing) > 5 else '')
+    return f'{where}: no pixel of {len(missing)} of {len(codes)} classes ({names}), {void} pixels of void ({IGNORE})' if missing else ''
+
 # %% ../../nbs/data/02_datasets.ipynb #55387362
 class SegDataset:
     "Images and masks as they lie on disk; a subclass says where, and what the labels in the files mean"
     name, get, splits = 'data set', '', ('train', 'val', 'test')
+
+    def __new__(cls, *args, **kwargs):
+        ds = super().__new__(cls)
+        given = inspect.signature(cls.__init__).bind_partial(ds, *args, **kwargs)
+        given.apply_defaults()
+        ds.options = {k: v for k, v in list(given.arguments.items())[1:] if k != 'path'}  # what the class was told beside its folder
+        return ds
 
     def __init__(self,
         path: str | Path,  # the folder of the data set
@@ -98,7 +172,9 @@ class SegDataset:
     ) -> list:  # (image path, mask path) pairs
         "The files of a split, all of them present. Raises `FileNotFoundError` with the missing one, `ValueError` for an unknown or empty split"
         if name not in self.splits: raise ValueError(f"{self.name}: unknown split '{name}', expected one of {', '.join(self.splits)}")
-        return self._pairs(name)
+        pairs = self._pairs(name)
+        if not pairs: raise ValueError(f"{self.name}: no picture in the split '{name}' of {self.path}. {self.get}")
+        return pairs
 
     def read(self, image):
         "(H, W, 3) uint8"
@@ -113,6 +189,25 @@ class SegDataset:
         "(n_labels,) in how many training photos each label of the files occurs; reads every training mask"
         seen = [np.bincount(self._labels(m).ravel(), minlength=256) > 0 for _, m in self.split('train')]
         return np.sum(seen, 0)[:self.n_labels]
+
+# %% ../../nbs/data/02_datasets.ipynb #48e1c06b
+def read_lines(
+    file: str | Path,  # a text file in UTF-8
+) -> list[str]:
+    "The lines of a list, stripped, without empty ones. Raises `FileNotFoundError`, or `ValueError` with the file's name, for an empty list too"
+    with _reading(file, 'text file'): lines = Path(file).read_text(encoding='utf-8-sig').splitlines()
+    lines = [line.strip() for line in lines if line.strip()]
+    if not lines: raise ValueError(f'{file}: expected a list, one name a line, found none')
+    return lines
+
+def inside(
+    name: str,  # of a file, from a list
+    file,       # the list, for the error
+) -> str:  # the same name
+    "`name`, or a `ValueError` where it leads out of the folder that it is looked for in"
+    path = PureWindowsPath(name)   # knows both kinds of slashes
+    if path.anchor or '..' in path.parts: raise ValueError(f"{file}: expected names of files in the data set's folder, found '{name}'")
+    return name
 
 # %% ../../nbs/data/02_datasets.ipynb #fd1cdcca
 DATASETS = {}  # name → `SegDataset` class
@@ -153,7 +248,7 @@ class CamVid(SegDataset):
     def __init__(self, path):
         super().__init__(path)
         file = self._need('class names', self.path/'codes.txt')
-        with _reading(file, 'text file'): codes = file.read_text().split()
+        codes = read_lines(file)
         if len(codes) != self.n_labels: raise ValueError(f'{file}: expected {self.n_labels} lines (11 classes and void), found {len(codes)}')
         self.card = Card('camvid', tuple(codes[:-1]), _CAMVID_PALETTE)
         self.table = np.arange(256, dtype=np.uint8)
@@ -175,10 +270,10 @@ def _from_mat(path, key):
     return found[key]
 
 def _labels_from_mat(path, key):
+    "(H, W) uint8 labels of a MATLAB file, whose numbers may be stored as floats"
     raw = _from_mat(path, key)
-    mask = np.ascontiguousarray(raw, np.uint8)
-    if mask.ndim != 2 or (mask != raw).any(): raise ValueError(f'{path}: expected (H, W) labels from 0 to 255, found {raw.dtype} {raw.shape}')
-    return mask
+    whole = raw.astype(int) if raw.dtype.kind == 'f' and (raw == np.trunc(raw)).all() else raw
+    return np.ascontiguousarray(as_labels(whole, path))
 
 # %% ../../nbs/data/02_datasets.ipynb #3dc5ce4e
 @register_dataset('ccp')
@@ -202,8 +297,7 @@ class ClothingCoParsing(SegDataset):
 
     def _pairs(self, name):
         file = self._need('split file', self.path/f'{name}.txt')
-        with _reading(file, 'text file'): photos = file.read_text().split()
-        if not photos: raise ValueError(f'{file} names no photo. {self.get}')
+        photos = [inside(p, file) for p in read_lines(file)]
         return [(self._need(f'photo {p} of {file.name}', self.path/'photos'/f'{p}.jpg'),
                  self._need(f'mask of photo {p}', self.path/'annotations'/'pixel-level'/f'{p}.mat')) for p in photos]
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 from pathlib import Path
 import numpy as np
 from PIL import Image
+from scipy.io import savemat
+from .datasets import known_datasets
 
 # %% auto #0
 __all__ = ['MINIATURES', 'little_mask', 'little_picture', 'little_pair', 'miniature', 'make_miniature']
@@ -70,9 +72,26 @@ def make_miniature(
     path: str | Path,  # a folder, new or empty
 ) -> Path:  # the folder
     "Write the miniature of a data set. Raises `ValueError` for an unknown name, `FileExistsError` for a folder with something in it"
+    if name not in MINIATURES: known_datasets()   # their modules register the miniatures
     if name not in MINIATURES: raise ValueError(f"no miniature '{name}', expected one of {', '.join(sorted(MINIATURES))}")
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     if any(path.iterdir()): raise FileExistsError(f'{path} is not empty; a miniature wants a folder of its own')
     MINIATURES[name](path)
     return path
+
+# %% ../../nbs/data/04_miniature.ipynb #a90e4b27
+@miniature('camvid')
+def _mini_camvid(path):
+    for i, split in enumerate(2*['train', 'val', 'test']):
+        little_pair(path/split/f'{i:04}.png', path/f'{split}annot'/f'{i:04}.png', range(12), seed=i)
+    (path/'codes.txt').write_text('sky building pole road pavement tree sign fence car pedestrian bicyclist void'.replace(' ', '\n') + '\n')
+
+@miniature('ccp')
+def _mini_ccp(path):
+    (path/'annotations'/'pixel-level').mkdir(parents=True)
+    for i, split in enumerate(2*['train', 'val', 'test'], 1):
+        little_picture(path/'photos'/f'{i:04}.jpg', (64, 48), i)
+        savemat(path/'annotations'/'pixel-level'/f'{i:04}.mat', dict(groundtruth=little_mask(range(59), (64, 48), i)))
+        with open(path/f'{split}.txt', 'a') as f: f.write(f'{i:04}\n')
+    savemat(path/'label_list.mat', dict(label_list=np.array(['null', *(f'garment {k}' for k in range(1, 59))], object)))

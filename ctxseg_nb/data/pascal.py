@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 from ..core import IGNORE, Card
-from .datasets import SegDataset, load_mask, register_dataset, _from_mat, _reading
+from .datasets import SegDataset, as_labels, load_mask, read_lines, register_dataset, _from_mat, _reading
 from .miniature import little_mask, little_pair, little_picture, miniature
 
 # %% auto #0
@@ -18,10 +18,7 @@ __all__ = ['VOC_CODES', 'voc_palette', 'VOC2012', 'PascalContext']
 # %% ../../nbs/data/05_pascal.ipynb #db5e8ef4
 def _stems(file):
     "The names in a list of files: first word of each line, without folder and suffix"
-    with _reading(file, 'text file'): lines = file.read_text().split('\n')
-    names = [Path(line.split()[0]).stem for line in lines if line.strip()]
-    if not names: raise ValueError(f'{file} names no picture')
-    return names
+    return [Path(line.split()[0]).stem for line in read_lines(file)]
 
 # %% ../../nbs/data/05_pascal.ipynb #cbd99292
 def _find(path, holds, *below):
@@ -57,8 +54,8 @@ def voc_palette(
 def _sbd_labels(path):
     "(H, W) uint8 labels of one file of SBD"
     found = _from_mat(path, 'GTcls')
-    if 'Segmentation' not in (found.dtype.names or ()): raise ValueError(f'{path}: GTcls has no field Segmentation')
-    return np.ascontiguousarray(found['Segmentation'][0, 0], np.uint8)
+    if 'Segmentation' not in (found.dtype.names or ()) or not found.size: raise ValueError(f'{path}: GTcls has no field Segmentation')
+    return np.ascontiguousarray(as_labels(found['Segmentation'][0, 0], path))
 
 # %% ../../nbs/data/05_pascal.ipynb #a84575d0
 def _added(ds):
@@ -126,8 +123,8 @@ _FROM_459[list(_CONTEXT.values())] = range(1, 60)
 # %% ../../nbs/data/05_pascal.ipynb #dfb9ef33
 def _check_names(file):
     "Raise `ValueError` where a list of the 459 words has others at the numbers of the 59"
-    with _reading(file, 'list of labels'):
-        words = dict(''.join(line.split()).split(':') for line in file.read_text().split('\n') if line.strip())
+    lines = read_lines(file)
+    with _reading(file, 'list of labels'): words = dict(''.join(line.split()).split(':') for line in lines)
     for name, k in _CONTEXT.items():
         if words.get(str(k)) != name: raise ValueError(f"{file}: label {k} is '{words.get(str(k))}', expected '{name}'")
 
@@ -136,7 +133,7 @@ def _context_labels(path):
     "(H, W) uint8: the labels of one .mat file, 0 for background, 1 to 59"
     raw = _from_mat(path, 'LabelMap')
     if raw.ndim != 2 or raw.dtype.kind not in 'iu': raise ValueError(f'{path}: expected (H, W) whole numbers, found {raw.dtype} {raw.shape}')
-    if raw.min() < 0 or raw.max() > 459: raise ValueError(f'{path}: labels from {raw.min()} to {raw.max()}, expected 0 to 459')
+    if raw.size and (raw.min() < 0 or raw.max() > 459): raise ValueError(f'{path}: labels from {raw.min()} to {raw.max()}, expected 0 to 459')
     return _FROM_459[raw]
 
 # %% ../../nbs/data/05_pascal.ipynb #867a4102

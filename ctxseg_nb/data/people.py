@@ -10,7 +10,7 @@ import numpy as np
 from ..core import Card
 from .datasets import SegDataset, load_mask, register_dataset
 from .miniature import little_pair, miniature
-from .scenery import _lines
+from .scenery import _names
 
 # %% auto #0
 __all__ = ['LIP', 'CIHP']
@@ -42,7 +42,7 @@ class _People(SegDataset):
     def _pairs(self, name):
         images, masks, names = self._places(name)
         return [(self._need(f'picture {n} of {names.name}', images/f'{n}.jpg'), self._need(f'mask of picture {n}', masks/f'{n}.png'))
-                for n in _lines(self, names)]
+                for n in _names(self, names)]
 
     def _labels(self, mask): return load_mask(mask)
 

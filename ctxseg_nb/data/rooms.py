@@ -10,7 +10,7 @@ from scipy.io import savemat
 from ..core import Card
 from .datasets import SegDataset, _labels_from_mat, load_mask, register_dataset
 from .miniature import little_mask, little_pair, little_picture, miniature
-from .scenery import _files, _lines, _table
+from .scenery import _files, _names, _number, _table
 
 # %% auto #0
 __all__ = ['NYUDv2', 'SUNRGBD']
@@ -33,7 +33,7 @@ class NYUDv2(SegDataset):
     card, table = Card('nyudv2', _NYU_CODES), _table(range(1, 41))
 
     def _pairs(self, name):
-        numbers = [n for l in dict(train=('train', 'val'), val=('test',))[name] for n in _lines(self, self.path/f'{l}.txt')]
+        numbers = [n for l in dict(train=('train', 'val'), val=('test',))[name] for n in _names(self, self.path/f'{l}.txt')]
         return [(self._need(f'picture {n}', self.path/'data'/'images'/f'img_{n}.png'),
                  self._need(f'mask of picture {n}', self.path/'segmentation'/f'img_{n}.mat')) for n in numbers]
 
@@ -61,7 +61,7 @@ class SUNRGBD(SegDataset):
 
     def _pairs(self, name):
         folder, before = dict(train=('SUNRGBD-train_images', self.counts['val']), val=('SUNRGBD-test_images', 0))[name]
-        mask = lambda f: self.path/'sunrgbd_train_test_labels'/f'img-{int(f.stem[4:]) + before:06}.png'
+        mask = lambda f: self.path/'sunrgbd_train_test_labels'/f'img-{_number(f, f.stem[4:]) + before:06}.png'
         return [(f, self._need(f'mask of {folder}/{f.name}', mask(f))) for f in _files(self, self.path/folder, 'img-[0-9]*.jpg')]
 
     def _labels(self, mask): return load_mask(mask)

@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.io import savemat, whosmat
 from torchvision.datasets import Cityscapes as CityscapesTables
 from ..core import IGNORE, Card
-from .datasets import SegDataset, _labels_from_mat, _reading, load_image, load_mask, register_dataset
+from .datasets import SegDataset, inside, load_image, load_mask, read_lines, register_dataset, _labels_from_mat, _reading
 from .miniature import little_mask, little_pair, little_picture, miniature
 
 # %% auto #0
@@ -23,11 +23,14 @@ def _files(ds, folder, pattern):
     if not found: raise FileNotFoundError(f'{ds.name}: no {pattern} in {folder}. {ds.get}')
     return found
 
-def _lines(ds, file):
-    "The lines of a list, without empty ones"
-    with _reading(ds._need('list', file), 'text file'): lines = [l.strip() for l in file.read_text().splitlines()]
-    if not any(lines): raise ValueError(f'{file} names no picture. {ds.get}')
-    return [l for l in lines if l]
+def _names(ds, file):
+    "The names of pictures in a list"
+    return [inside(name, file) for name in read_lines(ds._need('list', file))]
+
+def _number(file, text):
+    "The number in the name of a file"
+    if not text.isdecimal(): raise ValueError(f"{file}: expected a number in the file's name, found '{text}'")
+    return int(text)
 
 # %% ../../nbs/data/07_scenery.ipynb #fe362f3f
 def _table(ids):
@@ -59,7 +62,7 @@ class ADE20K(SegDataset):
     def __init__(self, path):
         super().__init__(path)
         file = self.path/'objectInfo150.txt'
-        codes = [l.split('\t')[-1].split(',')[0] for l in _lines(self, file)[1:]]
+        codes = [l.split('\t')[-1].split(',')[0] for l in read_lines(self._need('list', file))[1:]]
         if len(codes) != 150: raise ValueError(f'{file}: expected 150 classes below a title line, found {len(codes)}')
         self.card, self.table = Card('ade20k', tuple(codes), _ADE_PALETTE), _table(range(1, 151))
 
@@ -145,7 +148,7 @@ class SIFTFlow(SegDataset):
 
     def _pairs(self, name):
         images, masks = (self.path/kind/_SPATIAL for kind in ('Images', 'SemanticLabels'))
-        tests = {PureWindowsPath(l).stem for l in _lines(self, self.path/'TestSet1.txt')}
+        tests = {PureWindowsPath(l).stem for l in read_lines(self._need('list', self.path/'TestSet1.txt'))}
         for t in sorted(tests): self._need(f'picture {t} of TestSet1.txt', images/f'{t}.jpg')
         return [(f, self._need(f'mask of {f.name}', masks/f'{f.stem}.mat'))
                 for f in _files(self, images, '*.jpg') if (f.stem in tests) == (name == 'val')]
@@ -188,7 +191,7 @@ class KITTI(SegDataset):
 
     def _pairs(self, name):
         masks = _files(self, self.path/'image_02'/dict(train='trn', val='test')[name], '[0-9]*/[0-9]*.mat')
-        image = lambda m: self.path/'training'/'image_02'/f'{int(m.parent.name):04}'/f'{int(m.stem):06}.png'
+        image = lambda m: self.path/'training'/'image_02'/f'{_number(m, m.parent.name):04}'/f'{_number(m, m.stem):06}.png'
         return [(self._need(f'picture of {m.parent.name}/{m.name}', image(m)), m) for m in masks]
 
     def _labels(self, mask): return _only_matrix(mask)

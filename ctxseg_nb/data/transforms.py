@@ -102,11 +102,11 @@ class _PairTransform(ItemTransform):
     "`self.views` on pairs of picture and mask"
     def view(self,
         image,  # PIL image, or uint8 array (H, W, 3)
-        mask,   # PIL image, or uint8 array (H, W)
+        mask,   # PIL image, or integer array (H, W)
     ) -> tuple:  # the same types
-        "One view of both. Raises `ValueError` where their sizes differ"
-        rgb, labels = as_rgb(image), np.array(mask, np.uint8)
-        check_mask(labels, 256, getattr(mask, 'origin', 'the mask'), rgb.shape[:2], getattr(image, 'origin', 'its image'))
+        "One view of both. Raises `ValueError` where their sizes differ, or labels are no bytes"
+        rgb = as_rgb(image)
+        labels = check_mask(np.array(mask), 256, getattr(mask, 'origin', 'the mask'), rgb.shape[:2], getattr(image, 'origin', 'its image'))
         x, y = self.views(F.to_image(rgb), Labels(labels[None]))
         return _like(image, x.permute(1, 2, 0).numpy()), _like(mask, y[0].numpy())
 
