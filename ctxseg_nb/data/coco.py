@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from scipy.io import savemat
 from ..core import IGNORE, Card
-from .datasets import SegDataset, inside, load_mask, register_dataset, _labels_from_mat, _reading
+from .datasets import SegDataset, load_mask, register_dataset, safe_name, _labels_from_mat, _reading
 from .miniature import little_mask, little_pair, little_picture, miniature
 from .pascal import VOC_CODES, voc_palette, _stems
 
@@ -237,7 +237,7 @@ class _Outlined(SegDataset):
 
     def _image(self, key):
         part, file = key.parent.stem.removeprefix('instances_'), self._instances(key.parent).coco.imgs[int(key.name)]['file_name']
-        return self._need(f'image {file}', _first(self.path/part, self.path/'images'/part)/inside(file, key.parent))
+        return self._need(f'image {file}', _first(self.path/part, self.path/'images'/part)/safe_name(file, key.parent))
 
     def _labels(self, mask):
         instances = self._instances(mask.parent)

@@ -17,7 +17,7 @@ from ..core import IGNORE, Card
 
 # %% auto #0
 __all__ = ['PICTURE_FORMATS', 'DATASETS', 'as_rgb', 'load_image', 'image_size', 'as_labels', 'load_mask', 'check_mask',
-           'missing_classes', 'SegDataset', 'read_lines', 'inside', 'register_dataset', 'known_datasets',
+           'missing_classes', 'SegDataset', 'read_lines', 'safe_name', 'register_dataset', 'known_datasets',
            'open_dataset', 'CamVid', 'ClothingCoParsing']
 
 # %% ../../nbs/data/02_datasets.ipynb #654d6796
@@ -200,7 +200,7 @@ def read_lines(
     if not lines: raise ValueError(f'{file}: expected a list, one name a line, found none')
     return lines
 
-def inside(
+def safe_name(
     name: str,  # of a file, from a list
     file,       # the list, for the error
 ) -> str:  # the same name
@@ -297,7 +297,7 @@ class ClothingCoParsing(SegDataset):
 
     def _pairs(self, name):
         file = self._need('split file', self.path/f'{name}.txt')
-        photos = [inside(p, file) for p in read_lines(file)]
+        photos = [safe_name(p, file) for p in read_lines(file)]
         return [(self._need(f'photo {p} of {file.name}', self.path/'photos'/f'{p}.jpg'),
                  self._need(f'mask of photo {p}', self.path/'annotations'/'pixel-level'/f'{p}.mat')) for p in photos]
 

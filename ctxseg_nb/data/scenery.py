@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.io import savemat, whosmat
 from torchvision.datasets import Cityscapes as CityscapesTables
 from ..core import IGNORE, Card
-from .datasets import SegDataset, inside, load_image, load_mask, read_lines, register_dataset, _labels_from_mat, _reading
+from .datasets import SegDataset, load_image, load_mask, read_lines, register_dataset, safe_name, _labels_from_mat, _reading
 from .miniature import little_mask, little_pair, little_picture, miniature
 
 # %% auto #0
@@ -25,7 +25,7 @@ def _files(ds, folder, pattern):
 
 def _names(ds, file):
     "The names of pictures in a list"
-    return [inside(name, file) for name in read_lines(ds._need('list', file))]
+    return [safe_name(name, file) for name in read_lines(ds._need('list', file))]
 
 def _number(file, text):
     "The number in the name of a file"
