@@ -445,6 +445,7 @@ def evaluate(
     submission: Literal['voc', 'ade20k', 'cityscapes'] = None,  # write label files for this server, in place of scoring
     pictures: str = None,     # of a submission: folder of the test pictures
     names: str = None,        # of a submission: file with the names of the test pictures; all in the folder where not given
+    trust: bool = False,      # read a .pt2 file as the model; reading one executes code that may be in it
 ):
     "Score a model on the validation pictures of a data set, or label test pictures for a server"
     of_submissions = {name: 'it belongs to --submission' for name in ('pictures', 'names')}
@@ -452,27 +453,27 @@ def evaluate(
     return Mode(_score_whole, 'with --multiscale', of_submissions) if multiscale else Mode(_score, 'without --submission', of_submissions)
 
 # %% ../nbs/cli.ipynb #5e0c1a09
-def _load(model, size):
+def _load(model, size, trust):
     "Network, what is known about it, and the size at which it sees pictures"
     from ctxseg_nb.inference.export import load_exported
-    net, info = load_exported(model)
+    net, info = load_exported(model, trust)
     return net, info, size or info['size']
 
-def _label_pictures(model, size, multiscale, out, submission, pictures, names):
+def _label_pictures(model, size, multiscale, out, submission, pictures, names, trust):
     files = _test_pictures(pictures, names)
-    net, info, size = _load(model, size)
+    net, info, size = _load(model, size, trust)
     _submit(_labeller(net, info, size, multiscale), info, submission, files, out or submission)
 
-def _score_whole(model, data, path, size, min_photos, out):
+def _score_whole(model, data, path, size, min_photos, out, trust):
     from ctxseg_nb.inference.evaluate import evaluate_pictures
-    net, info, size = _load(model, size)
+    net, info, size = _load(model, size, trust)
     items, card, mirror = _whole_pictures(data, path, size or (96, 96), min_photos)
     _check_codes(card, info, model, data)
     _report(evaluate_pictures(_labeller(net, info, size, True, mirror), items, card.n_classes), card, out)
 
-def _score(model, data, path, size, bs, min_photos, out):
+def _score(model, data, path, size, bs, min_photos, out, trust):
     from ctxseg_nb.analysis.experiments import count_validation
-    net, info, size = _load(model, size)
+    net, info, size = _load(model, size, trust)
     dls = _dls(data, path, size or (96, 96), bs, min_photos)
     _check_codes(dls.card, info, model, data)
     _report(count_validation(net, dls), dls.card, out)
@@ -491,11 +492,12 @@ def predict(
     model: str = 'demo/model.safetensors',  # file that `demo`, `train` or `export` wrote
     out: Folder = 'predictions', # folder
     size: Size = None,           # the network sees the picture at this size: side, or height,width; the trained one where not given
+    trust: bool = False,         # read a .pt2 file as the model; reading one executes code that may be in it
 ):
     "Segment pictures; one that cannot be read is named and left out"
     from ctxseg_nb.data.datasets import load_image
     files, faults = _picture_files(images)
-    net, info, size = _load(model, size)
+    net, info, size = _load(model, size, trust)
     names = _free_names(files, Path(out))
     for file, name in zip(files, names):
         try: image = load_image(file)

@@ -223,13 +223,28 @@ class Exported(nn.Module):
         return self.run(x.float().cpu()).to(x.device)
 
 # %% ../../nbs/inference/42_export.ipynb #1858c425
+def _check_whole(proto, path):
+    "Raise `ValueError` where a tensor of an ONNX model, at any depth, is kept in another file"
+    for field, value in proto.ListFields():
+        if field.message_type is None: continue
+        for part in value if hasattr(value, '__len__') else [value]:
+            if getattr(part, 'external_data', None):
+                raise ValueError(f'{path}: expected all weights in the file itself, found some that are kept in {part.external_data[0].value!r}')
+            _check_whole(part, path)
+
 def _load_onnx(path):
-    _need('onnxruntime')
-    try: session = _onnx_session(path.read_bytes())
+    "A function from images to logits, and the text of the card"
+    onnx, _ = _need('onnx', 'onnxruntime')
+    data = path.read_bytes()
+    try: proto = onnx.load_model_from_string(data)
     except Exception as e: raise ValueError(f'{path}: expected an ONNX file, found a truncated or other one ({_reason(e)})') from e
+    _check_whole(proto, path)
+    try: session = _onnx_session(data)
+    except Exception as e: raise ValueError(f'{path}: ONNX Runtime cannot run it ({_reason(e)})') from e
     return _runner(session), session.get_modelmeta().custom_metadata_map.get(_KEY)
 
 def _load_program(path):
+    "A function from images to logits, and the text of the card. Executes what a pickle in the file says"
     cards = {_KEY: None}
     try:
         with _quiet(): run = torch.export.load(io.BytesIO(path.read_bytes()), extra_files=cards).module()
@@ -239,12 +254,16 @@ def _load_program(path):
 # %% ../../nbs/inference/42_export.ipynb #523a729e
 def load_exported(
     path: str | Path,  # ends in .onnx, .pt2 or .safetensors
+    trust: bool = False,  # read a .pt2 file too, although that can execute code that is in it
 ) -> tuple[nn.Module, dict]:  # images (B, 3, H, W) → logits (B, K, H, W); codes, palette (K, 3) uint8, stats and size
-    "Read what `export_onnx`, `export_program` or `save_model` wrote. Raises `FileNotFoundError`, or `ValueError` naming the file, what was expected and what was found. Read .pt2 files only from where you trust"
+    "Read what `export_onnx`, `export_program` or `save_model` wrote. Raises `FileNotFoundError`, or `ValueError` naming the file, what was expected and what was found. Nothing in an .onnx or .safetensors file is executed, and no other file is opened for it"
     path = Path(path)
     if path.suffix in ('', '.json', '.safetensors'): return load_model(path)
     loaders = {'.onnx': _load_onnx, '.pt2': _load_program}
     if path.suffix not in loaders: raise ValueError(f'{path}: expected a model that ends in .onnx, .pt2 or .safetensors, found {path.suffix}')
+    if path.suffix == '.pt2' and not trust:
+        raise ValueError(f'{path}: reading a .pt2 file can execute code that is in it; where you trust its source, allow it with --trust '
+                         '(in Python load_exported(path, trust=True)), or use the model as .safetensors or .onnx')
     if not path.is_file(): raise FileNotFoundError(f'{path}: no such file')
     run, card = loaders[path.suffix](path)
     info = _read_graph_card(card, path)
