@@ -1,8 +1,12 @@
 "Files that the library writes and reads: whole or not at all, what is in them is checked, and nothing in them is executed."
-import errno, json, multiprocessing, os, signal, stat, subprocess, sys
+import errno, io, json, multiprocessing, os, pickle, signal, stat, subprocess, sys, zipfile
 from pathlib import Path
-import matplotlib.pyplot as plt, numpy as np, pytest
+import matplotlib.pyplot as plt, numpy as np, pytest, torch
+from PIL import Image
+from ctxseg_nb.cli import main
 from ctxseg_nb.core import atomic_write, write_figure, write_json
+from ctxseg_nb.inference.export import export_onnx, export_program, load_exported, trace_model
+from ctxseg_nb.models.segmentor import create_model, save_model
 
 
 # ---- Writing a file whole or not at all
@@ -156,3 +160,100 @@ def test_no_other_way_to_write():
             if 'atomic_write(' in line and 'with ' in line: inside = depth
             elif inside < 0 and file.stem not in free and any(w in line for w in words): found.append(f'{file.name}: {line.strip()}')
     assert not found
+
+
+# ---- Nothing in a file is executed, and no other file is opened
+
+class Touch:
+    "Pickled, it makes a file when it is read"
+    def __init__(self, file): self.file = file
+    def __reduce__(self): return (open, (str(self.file), 'w'))
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory):
+    "A folder with a small model as .pt2 and .onnx, and the model"
+    pytest.importorskip('onnxruntime')
+    folder = tmp_path_factory.mktemp('exported')
+    torch.manual_seed(0)
+    net = create_model('gap', 2, backbone_options=dict(width=2), width=2).eval()
+    graph = trace_model(net)
+    export_program(graph, folder/'gap.pt2', 'ab')
+    export_onnx(graph, folder/'gap.onnx', 'ab', size=(20, 30))
+    return folder, net
+
+
+@pytest.fixture
+def evil(exported, tmp_path):
+    "A .pt2 file whose example inputs are a pickle that makes a file; and that file"
+    made, file, pickled = tmp_path/'made', tmp_path/'evil.pt2', io.BytesIO()
+    torch.save(Touch(made), pickled)
+    with zipfile.ZipFile(exported[0]/'gap.pt2') as sound, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED) as out:
+        for entry in sound.infolist():
+            out.writestr(entry.filename, pickled.getvalue() if 'sample_inputs' in entry.filename else sound.read(entry))
+    return file, made
+
+
+def test_pickle_in_pt2_is_not_executed(evil):
+    file, made = evil
+    with pytest.raises(ValueError, match='evil.pt2: reading a .pt2 file can execute code .*trust=True'): load_exported(file)
+    assert not made.exists()
+
+
+def test_malicious_file_is_one(evil):
+    "The file of the test before does what it is meant to when it is trusted; a PyTorch that refuses it would be welcome"
+    file, made = evil
+    try: load_exported(file, trust=True)
+    except ValueError: pass
+    if not made.exists(): pytest.skip(f'PyTorch {torch.__version__} does not execute pickles in .pt2 files')
+
+
+@pytest.mark.parametrize('words', [('predict', 'photo.png'), ('evaluate',)])
+def test_command_line_wants_trust(evil, tmp_path, capsys, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    Image.new('RGB', (20, 20)).save('photo.png')
+    given = (words[0], str(evil[0])) if words[0] == 'evaluate' else (*words, '--model', str(evil[0]))
+    assert main(list(given)) == 2
+    said = capsys.readouterr().err
+    assert '--trust' in said and len(said.splitlines()) == 1 and not evil[1].exists()
+
+
+@pytest.mark.parametrize('suffix', ['.onnx', '.safetensors', '.json'])
+@pytest.mark.parametrize('kind', ['archive', 'pickle'])
+def test_pickles_under_another_name(evil, tmp_path, suffix, kind):
+    file = tmp_path/f'model{suffix}'
+    file.write_bytes(evil[0].read_bytes() if kind == 'archive' else pickle.dumps(Touch(evil[1])))
+    with pytest.raises((ValueError, FileNotFoundError), match='model'): load_exported(file)
+    assert not evil[1].exists()
+
+
+def test_trusted_pt2_is_read(exported):
+    folder, net = exported
+    x = torch.randn(1, 3, 9, 14)
+    assert torch.equal(load_exported(folder/'gap.pt2', trust=True)[0](x), net(x).detach())
+
+
+@pytest.mark.parametrize('location', ['weights.bin', '../weights.bin', '/dev/zero', '/etc/hostname'])
+@pytest.mark.parametrize('where', ['initializer', 'attribute', 'function'])
+def test_onnx_opens_no_other_file(exported, tmp_path, monkeypatch, location, where):
+    onnx = pytest.importorskip('onnx')
+    monkeypatch.chdir(tmp_path)
+    np.zeros(1000, np.float32).tofile('weights.bin')
+    model = onnx.load(exported[0]/'gap.onnx')
+    tensor = onnx.TensorProto(name='far', data_type=onnx.TensorProto.FLOAT, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key='location', value=location)
+    constant = onnx.helper.make_node('Constant', [], ['far'], value=tensor)
+    if where == 'initializer': model.graph.initializer.append(tensor)
+    elif where == 'attribute': model.graph.node.append(constant)
+    else: model.functions.append(onnx.helper.make_function('own', 'f', [], ['far'], [constant], [onnx.helper.make_opsetid('', 18)]))
+    (tmp_path/'far.onnx').write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match=f"far.onnx: expected all weights in the file itself, .*{location}"): load_exported(tmp_path/'far.onnx')
+
+
+def test_onnx_with_unknown_operator(exported, tmp_path):
+    onnx = pytest.importorskip('onnx')
+    model = onnx.load(exported[0]/'gap.onnx')
+    model.graph.node[0].op_type, model.graph.node[0].domain = 'Own', 'somebody.else'
+    model.opset_import.append(onnx.helper.make_opsetid('somebody.else', 1))
+    (tmp_path/'own.onnx').write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match='own.onnx: ONNX Runtime cannot run it'): load_exported(tmp_path/'own.onnx')
