@@ -187,7 +187,8 @@ def _leave(learn, out, size):
     return figures
 
 def _print_figures(figures):
-    for k, v in figures.items(): print(f'{k:14}{100*v:6.1f}')
+    for k, v in figures.items(): print(f'{k:14}{100*v:6.1f}' if math.isfinite(v) else f'{k:14}     -')
+    if not math.isfinite(figures['miou']): print('the validation pictures have no pixel with a label')
 
 # %% ../nbs/cli.ipynb #b2fbfafd
 @command

@@ -162,3 +162,143 @@ def test_a_reader_that_leaves_is_no_error(tmp_path):
     both = subprocess.run(f'{sys.executable} -m ctxseg_nb.cli recipes | head -1', shell=True, text=True, capture_output=True, timeout=120,
                           env=os.environ | dict(PYTHONPATH=str(Path(__file__).parent.parent), PYTHONUNBUFFERED='1'))
     assert both.stderr == '' and both.stdout.startswith('recipe')
+
+
+# switches of a training
+
+def small_learner(**options):
+    from ctxseg_nb.data.blocks import scenes_dls
+    return learner.segmentation_learner(scenes_dls(8, 4, 32, 4), 'fcn', **options)
+
+
+def test_the_command_line_hands_its_switches_on(tmp_path):
+    "Every option of a training reaches what it is for"
+    seen = {}
+
+    class Stop(Exception): pass
+
+    def spy(dls, model, backbone, **options):
+        seen.update(options, model=model, backbone=backbone, bs=dls.train.bs, workers=dls.train.fake_l.num_workers, size=dls.one_batch()[0].shape[-2:])
+        raise Stop
+    with mock.patch.object(learner, 'segmentation_learner', spy), pytest.raises(Stop):
+        run('train', '--data', 'camvid', '--path', camvid(tmp_path/'c'), '--model', 'gap', '--backbone', 'squeezenet1_0', '--precision', 'bf16',
+            '--accumulate', 2, '--channels-last', '--compile', 'eager', '--opt', 'sgd', '--head-lr', 3, '--bs', 2, '--workers', 1, '--size', '16,24',
+            '--out', tmp_path/'o')
+    assert seen == dict(model='gap', backbone='squeezenet1_0', precision='bf16', accumulate=2, channels_last=True, compile='eager', opt='sgd',
+                        head_lr=3., bs=2, workers=1, size=(16, 24), backbone_options={})
+
+
+def test_precision_is_that_of_the_arithmetic():
+    "The network computes in the precision that was asked for"
+    from fastai.basics import Callback
+    for precision, dtype in ((None, torch.float32), ('bf16', torch.bfloat16)):
+        learn, seen = small_learner(precision=precision), set()
+        learn.model.head.convs[0][0].register_forward_hook(lambda module, x, y: seen.add(y.dtype))
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=Callback(before_validate=lambda self: None))
+        assert dtype in seen
+
+
+def test_accumulate_takes_fewer_steps():
+    learn, steps = small_learner(accumulate=2), []
+    learn.create_opt()
+    step = learn.opt.step
+    with mock.patch.object(learn.opt, 'step', lambda *a, **k: steps.append(1) or step(*a, **k)), learn.no_bar(), learn.no_logging(): learn.fit(3)
+    assert len(steps) == 3   # of six batches
+
+
+def test_channels_last_is_the_layout_of_the_weights():
+    for channels_last in (False, True):
+        learn, seen = small_learner(channels_last=channels_last), set()
+        conv = learn.model.head.convs[0][0]
+        conv.register_forward_hook(lambda *_: seen.add(conv.weight.is_contiguous(memory_format=torch.channels_last)))
+        with learn.no_bar(), learn.no_logging(): learn.fit(1)
+        assert seen == {channels_last}
+
+
+@pytest.mark.parametrize('opt, decays', [('adamw', False), ('sgd', True)])
+def test_weight_decay_of_batch_norm(opt, decays):
+    "The papers' SGD decays the weights of batch norm, AdamW does not: one step with a loss that has no gradient"
+    learn = small_learner(opt=opt, lr=.1)
+    learn.create_opt()
+    learn.opt.set_hyper('wd', .5)
+    norm = learn.model.head.convs[0][1].weight
+    for p in learn.model.parameters(): p.grad = torch.zeros_like(p)
+    before = norm.detach().clone()
+    learn.opt.step()
+    assert torch.equal(norm, before) != decays
+
+
+def test_zero_is_a_number():
+    "lr=0 and head_lr=0 are not the default"
+    learn = small_learner(lr=0, head_lr=0)
+    learn.create_opt()
+    assert learn.lr == 0 and [h['lr_mult'] for h in learn.opt.hypers] == [1, 0]
+    for wrong in (dict(lr=-1), dict(lr=float('nan')), dict(head_lr=float('inf')), dict(head_lr=-2), dict(compile='foo')):
+        with pytest.raises(ValueError, match=next(iter(wrong))): small_learner(**wrong)
+
+
+# weights of backbones
+
+def test_imagenet_weights_of_a_network_of_timm(tmp_path):
+    import timm
+    made, seen = timm.create_model, {}
+
+    def create(name, pretrained=False, **options):
+        seen[name] = pretrained
+        return made(name, pretrained=False, **options)
+    with mock.patch.object(timm, 'create_model', create):
+        code, out, err = run('train', '--data', 'camvid', '--path', camvid(tmp_path/'c'), '--backbone', 'resnet18', '--weights', 'imagenet', '--size', 32,
+                             '--bs', 2, '--epochs', 1, '--out', tmp_path/'o')
+    assert (code, seen) == (0, dict(resnet18=True)), err
+    with mock.patch.object(timm, 'create_model', mock.Mock(side_effect=type('ConnectError', (Exception,), {})('no route\nto the hub'))):
+        code, out, err = run('train', '--data', 'camvid', '--path', tmp_path/'c', '--backbone', 'resnet18', '--weights', 'imagenet', '--bs', 2, '--out', tmp_path/'p')
+    assert (code, err) == (2, 'ctxseg: resnet18: the pretrained weights cannot be had (no route)\n')
+
+
+def test_a_backbone_of_another_module_is_known_in_a_fresh_process(tmp_path):
+    "A stored model on vgg16_fc6, which models.deepcrf registers, is read by a process that has not imported it"
+    code = '''if True:
+        import sys, torch
+        from ctxseg_nb.models import backbones
+        assert 'vgg16_fc6' not in backbones.BACKBONES and 'ctxseg_nb.models.deepcrf' not in sys.modules
+        with torch.device('meta'): print(backbones.create_backbone('vgg16_fc6').channels)'''
+    ran = subprocess.run([sys.executable, '-c', code], text=True, capture_output=True, env=os.environ | dict(PYTHONPATH=str(Path(__file__).parent.parent)))
+    assert ran.stdout == '[64, 128, 256, 512, 4096]\n', ran.stderr
+
+
+def test_listed_models_and_backbones_can_be_trained():
+    from ctxseg_nb.models.backbones import check_backbone
+    models, backbones = (line.split(':')[1].split(', ') for line in run('models')[1].splitlines())
+    for name in models: cli._check_model(name.strip())
+    for name in backbones[:-3]: check_backbone(name.strip())
+    assert 'vgg16_fc6' in run('models')[1]
+
+
+# data
+
+def test_an_optional_split_may_be_absent(tmp_path):
+    code, out, err = run('data', '--check', 'camvid', camvid(tmp_path/'c'))
+    assert (code, err, out.splitlines()[-1]) == (0, '', 'OK') and 'test: not there' in out
+    assert run('data', '--check', 'camvid', tmp_path/'c', '--splits', 'test')[0] == 2   # asked for
+    (tmp_path/'c'/'test').mkdir()
+    picture(tmp_path/'c'/'test'/'0.png')
+    assert run('data', '--check', 'camvid', tmp_path/'c')[0] == 2   # there, but without its masks
+
+
+def test_void_everywhere(tmp_path):
+    "No labelled pixel to learn from is an error; none to score on is said, and is null in the JSON file"
+    words = '--size', 16, '--bs', 2, '--epochs', 1, '--out', tmp_path/'o'
+    code, out, err = run('train', '--data', 'camvid', '--path', camvid(tmp_path/'c', labels=dict(train=11, val=3)), *words)
+    assert code == 2 and err.count('\n') == 1 and 'void only' in err and not (tmp_path/'o').exists()
+    code, out, err = run('train', '--data', 'camvid', '--path', camvid(tmp_path/'d', labels=dict(train=3, val=11)), *words)
+    assert code == 0 and 'no pixel with a label' in out
+    assert json.loads((tmp_path/'o'/'results.json').read_text(), parse_constant=pytest.fail)['figures']['miou'] is None
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    net = create_model('fcn', 3, backbone_options=dict(width=8), width=8)
+    net.head.classify[1].weight.data[0, 0] = float('nan')
+    save_model(net, tmp_path/'m', ['sky', 'road', 'car'])
+    for words in (['predict', picture(tmp_path/'a.png'), '--model', tmp_path/'m.safetensors'], ['evaluate', tmp_path/'m.safetensors'], ['export', tmp_path/'m.safetensors', tmp_path/'m.pt2']):
+        code, out, err = run(*words)
+        assert code == 2 and err.count('\n') == 1 and 'head.classify.1.weight' in err and 'finite' in err

@@ -82,6 +82,7 @@ class CheckReport:
     "What `check_dataset` found"
     ds: SegDataset
     splits: dict[str, SplitReport]
+    absent: list[str]       # optional splits that are not there
 
     @property
     def faults(self) -> list[str]:
@@ -109,19 +110,21 @@ def check_dataset(
     ds: SegDataset,
     n: int | None = None,   # pairs of each split to look at, evenly spaced; all where not given. Missing files are found in any case
     progress: bool = True,  # a progress bar?
-    splits: list | None = None,  # names; all of the data set where not given
+    splits: list | None = None,  # names; where not given all of the data set, without optional ones that are not there
 ) -> CheckReport:
     "All that is wrong with the files of a data set, and how often each class occurs. Raises `ValueError` for an unknown split"
     unknown = [s for s in splits or () if s not in ds.splits]
     if unknown: raise ValueError(f"{ds.name}: unknown split '{unknown[0]}', expected one of {', '.join(ds.splits)}")
     listed = {s: _listed(ds, s) for s in splits or ds.splits}
+    absent = [s for s, (pairs, _) in listed.items() if not splits and s in ds.optional and not pairs]
+    listed = {s: found for s, found in listed.items() if s not in absent}
     missing = {p for _, m in listed.values() for p in m}
     todo = list(dict.fromkeys(p for pairs, _ in listed.values() for p in _some(pairs, n)))
     look = lambda pair: _inspect(ds, *(None if p in missing else p for p in pair))
     with ThreadPoolExecutor() as pool:
         looks = pool.map(look, todo)
         found = [*(progress_bar(looks, total=len(todo), leave=False) if progress and todo else looks)]
-    return CheckReport(ds, {s: _report(ds, s, *l, dict(zip(todo, found))) for s, l in listed.items()})
+    return CheckReport(ds, {s: _report(ds, s, *l, dict(zip(todo, found))) for s, l in listed.items()}, absent)
 
 # %% ../../nbs/data/11_check.ipynb #9e399be6
 def _lines(report, most):
@@ -134,6 +137,7 @@ def _lines(report, most):
             yield f'  {len(found)} {FAULTS[kind]}'
             yield from (f'    {line}'.replace(f' {ds.get}', '') for line in found[:most])
             if len(found) > most: yield f'    ... and {len(found) - most} more'
+    for name in report.absent: yield f'{name}: not there, and not needed'
     never = [c for c, n in zip(ds.card.codes, sum(s.pixels for s in report.splits.values())) if not n]
     if 0 < len(never) < K: yield f'in no picture: {", ".join(never)}'
     if any('missing' in s.faults for s in report.splits.values()): yield ds.get

@@ -150,6 +150,7 @@ def missing_classes(
 class SegDataset:
     "Images and masks as they lie on disk; a subclass says where, and what the labels in the files mean"
     name, get, splits = 'data set', '', ('train', 'val', 'test')
+    optional = 'test',  # splits that not everybody has
 
     def __new__(cls, *args, **kwargs):
         ds = super().__new__(cls)

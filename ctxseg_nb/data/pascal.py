@@ -74,7 +74,7 @@ def _added(ds):
 class VOC2012(_Devkit):
     "PASCAL VOC 2012 as it unpacks, with SBD as 'trainaug' and 'trainvalaug'; background is a class"
     name, year, n_labels = 'PASCAL VOC 2012', 'VOC2012', 21
-    splits = ('train', 'val', 'trainval', 'trainaug', 'trainvalaug')
+    splits, optional = ('train', 'val', 'trainval', 'trainaug', 'trainvalaug'), ('trainaug', 'trainvalaug')
     get = ('Get VOCtrainval_11-May-2012.tar from host.robots.ox.ac.uk/pascal/VOC/voc2012, it unpacks to VOCdevkit/VOC2012; for the splits '
            'with aug also benchmark.tgz from home.bharathh.info/pubs/codes/SBD, it unpacks to benchmark_RELEASE: beside VOCdevkit, or given as sbd.')
 

@@ -50,7 +50,8 @@ def figures_of(
 ) -> dict[str, float]:
     "Mean IoU, pixel accuracy, mean IoU without the card's background, and of every class group that occurs"
     total = counts.sum(0)
-    figures = dict(miou=mean_iou_of(total), pixel_acc=total[:, 0].sum()/total[:, 2].sum())
+    with np.errstate(invalid='ignore'): pixel_acc = total[:, 0].sum()/total[:, 2].sum()   # nan where all is void
+    figures = dict(miou=mean_iou_of(total), pixel_acc=pixel_acc)
     if card.background is not None: figures['miou_no_background'] = mean_iou_of(total, set(range(card.n_classes)) - {card.background})
     return figures | {name: mean_iou_of(total, labels) for name, labels in card.groups.items() if total[list(labels)].any()}
 

@@ -253,4 +253,7 @@ def load_model(
         info = _from_card(info) | dict(config=c)
     except KeyError as e: raise ValueError(f'{card}: expected an entry {e}, found none') from e
     except (TypeError, ValueError) as e: raise ValueError(f'{card}: {e}') from e
-    return load_tensors(model, tensors).eval(), info
+    load_tensors(model, tensors)
+    bad = [name for name, v in model.state_dict().items() if not v.isfinite().all()]
+    if bad: raise ValueError(f'{tensors}: expected finite weights, found nan or infinity in {len(bad)} tensors, {bad[0]} first')
+    return model.eval(), info

@@ -86,7 +86,7 @@ def fit_cosine(self: Learner,
     **kwargs
 ):
     "Fit with a rate that falls as half a cosine from `lr` at the first step to 0 (Loshchilov & Hutter 2017, eq. 5, without restarts)"
-    self.fit(n_epoch, cbs=L(ParamScheduler({'lr': SchedCos(lr or self.lr, 0.)})) + L(cbs), **kwargs)
+    self.fit(n_epoch, cbs=L(ParamScheduler({'lr': SchedCos(self.lr if lr is None else lr, 0.)})) + L(cbs), **kwargs)
 
 # %% ../../nbs/training/34_cifar.ipynb #cebfa12f
 CIFAR_NETS = dict(encnet=cifar_encnet, resnet=lambda codes, width: cifar_resnet(width), seresnet=lambda codes, width: cifar_seresnet(width))
