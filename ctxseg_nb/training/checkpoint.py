@@ -4,14 +4,18 @@
 
 # %% ../../nbs/training/32_checkpoint.ipynb #c8c10957
 from __future__ import annotations
-import io, json, pickle, random, zipfile
+import hashlib, io, json, os, random, signal, socket, sys, threading, time, zlib
 from itertools import islice
 from pathlib import Path
-import numpy as np, torch
+import numpy as np, torch, torch.distributed as dist
 from fastai.basics import *
+from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import TrackerCallback
-from ..core import atomic_write
+from fastai.callback.training import GradientAccumulation, GradientClip
+from filelock import FileLock, Timeout
+from ..core import atomic_write, checksum
 
 # %% auto #0
 __all__ = ['rng_state', 'set_rng_state', 'read_checkpoint', 'Checkpoint']
@@ -51,60 +55,156 @@ def _plain(
     return [_plain(v) for v in o] if isinstance(o, (list, L)) else o
 
 # %% ../../nbs/training/32_checkpoint.ipynb #b661e783
-_KEPT = {Recorder: 'lrs iters losses values', AvgSmoothLoss: 'count val',
-         ParamScheduler: 'hps', TrackerCallback: 'best new_best wait'}
+_NOTES = {Recorder: 'lrs iters losses values', AvgSmoothLoss: 'count val', ParamScheduler: 'hps',
+          TrackerCallback: 'best new_best wait', GradientAccumulation: 'count'}
 
-def _keepers(learn):
-    "Objects of `learn` that take notes, each with the names of its notes"
+def _stateful(learn) -> dict:
+    "The objects of `learn` that take notes, by name, each with the names of fastai's notes or None where it has a `state_dict`"
+    found = {}
     for o in [*learn.cbs, *([learn.recorder.smooth_loss] if hasattr(learn, 'recorder') else [])]:
-        names = [n for cls, ns in _KEPT.items() if isinstance(o, cls) for n in ns.split()] + [*getattr(type(o), 'kept', ())]
-        yield o, [n for n in names if n in vars(o)]
+        own = hasattr(type(o), 'state_dict')
+        names = None if own else [n for cls, ns in _NOTES.items() if isinstance(o, cls) for n in ns.split() if n in vars(o)]
+        if own or names: found[o.name if o.name not in found else f'{o.name} {len(found)}'] = o, names
+    return found
 
 # %% ../../nbs/training/32_checkpoint.ipynb #c3505088
 def _pack(v): return torch.stack(list(v)) if isinstance(v, (list, L)) and v and isinstance(v[0], torch.Tensor) else v
 def _unpack(v): return list(v) if isinstance(v, torch.Tensor) and v.ndim else v
 
 def _notes(learn) -> dict:
-    "What the callbacks of `learn` noted: {callback: {attribute: value}}"
-    return {o.name: {n: _pack(getattr(o, n)) for n in names} for o, names in _keepers(learn) if names}
+    "What the callbacks of `learn` noted: {callback: {name: value}}"
+    return {key: o.state_dict() if names is None else {n: _pack(getattr(o, n)) for n in names}
+            for key, (o, names) in _stateful(learn).items()}
 
 def _set_notes(learn, saved: dict):
-    "Give the notes back to those of the callbacks that are there"
-    for o, _ in _keepers(learn):
-        for n, v in saved.get(o.name, {}).items(): setattr(o, n, _unpack(v))
+    "Give the notes back"
+    for key, (o, names) in _stateful(learn).items():
+        if names is None: o.load_state_dict(saved[key])
+        else:
+            for n, v in saved[key].items(): setattr(o, n, _unpack(v))
 
 # %% ../../nbs/training/32_checkpoint.ipynb #a705b246
-_FORMAT = 'ctxseg_nb checkpoint 1'
+_FORMAT = 'ctxseg_nb checkpoint 2'
+_DIGITS = 64  # of SHA-256, hexadecimal
+
+def _encode(state: dict) -> memoryview:
+    "The bytes of a checkpoint: what `torch.save` gives, whose comment is the checksum of all before it"
+    buffer = io.BytesIO()
+    torch.save(_plain(state), buffer)
+    buffer.seek(-2, io.SEEK_END)   # the last two bytes of a zip archive without a comment are the comment's length
+    buffer.write(_DIGITS.to_bytes(2, 'little'))
+    buffer.write(hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
+    return buffer.getbuffer()
+
+def _not_finite(o, name=''):
+    "The names of the tensors in a nest that hold nan or infinity"
+    if isinstance(o, torch.Tensor): return [name] if o.is_floating_point() and not o.isfinite().all() else []
+    parts = o.items() if isinstance(o, dict) else enumerate(o) if isinstance(o, (list, tuple)) else ()
+    return [found for k, v in parts for found in _not_finite(v, f'{name}.{k}' if name else str(k))]
+
+# %% ../../nbs/training/32_checkpoint.ipynb #1f0b6a94
+_ENTRIES = dict(facts=dict, epoch=int, used=int, step=int, pct=float, model=dict, buffers=dict, opt=dict, notes=dict, grads=list, scaler=dict, ranks=list)
+
+def _check_content(name: str | Path, state: dict):
+    "Raise `ValueError` naming the first entry of a checkpoint that is missing or cannot be"
+    if not isinstance(state, dict) or state.get('format') != _FORMAT: raise ValueError(f'{name}: expected a {_FORMAT}, found other content')
+    for k, kind in _ENTRIES.items():
+        if type(state.get(k)) is not kind: raise ValueError(f'{name}: expected an entry {k} ({kind.__name__}), found {type(state.get(k)).__name__}')
+    epochs, batches = (state['facts'].get(k) for k in ('epochs', 'batches an epoch'))
+    if type(epochs) is not int or type(batches) is not int: raise ValueError(f'{name}: expected the numbers of epochs and batches, found {epochs} and {batches}')
+    for k, last in dict(epoch=epochs, used=batches, step=epochs*batches).items():
+        if not 0 <= state[k] <= last: raise ValueError(f'{name}: expected {k} from 0 to {last}, found {state[k]}')
+    wrong = _not_finite({k: state[k] for k in ('model', 'opt', 'grads')})
+    if wrong: raise ValueError(f'{name}: expected finite numbers, found nan or infinity in {wrong[0]} after step {state["step"]}')
 
 def read_checkpoint(
     file: str | Path,  # written by `Checkpoint`
 ) -> dict:  # its content; no pickled code is run
-    "The content of a checkpoint. Raises `ValueError` where the file is truncated, damaged or something else"
-    try:
-        with zipfile.ZipFile(file) as z: broken = z.testzip()
-        state = None if broken else torch.load(file, map_location='cpu', weights_only=True)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError) as e: broken, state = str(e).split('\n')[0], None
-    if isinstance(state, dict) and state.get('format') == _FORMAT: return state
-    found = f'damaged: {broken}' if broken else 'other content'
-    raise ValueError(f'{file}: expected a {_FORMAT}, found {Path(file).stat().st_size} bytes ({found})')
+    "The content of a checkpoint. Raises `ValueError` where the file is truncated, damaged or something else, `OSError` where it cannot be read"
+    data = Path(file).read_bytes()
+    if hashlib.sha256(data[:-_DIGITS]).hexdigest().encode() != data[-_DIGITS:]:
+        raise ValueError(f'{file}: expected a {_FORMAT}, found {len(data)} bytes without the right checksum: damaged, or another kind of file')
+    state = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
+    _check_content(file, state)
+    return state
 
 # %% ../../nbs/training/32_checkpoint.ipynb #d3344d1a
-def _as_json(settings): return json.loads(json.dumps(settings))   # tuples become lists
+def _as_json(settings: dict) -> dict: return json.loads(json.dumps(settings))   # tuples become lists
 
-def _facts(learn):
-    shapes = {k: list(v.shape) for k, v in get_model(learn.model).state_dict().items() if isinstance(v, torch.Tensor)}
-    return {'epochs': learn.n_epoch, 'batches an epoch': len(learn.dls.train), **shapes,
-            'parameter groups': len(learn.opt.hypers), 'hyper-parameters': sorted(learn.opt.hypers[0])}
+def _known(v):
+    "`v` as JSON can hold it: what has no such form is known by the name of its type"
+    if isinstance(v, (torch.Tensor, np.ndarray)): return v.flatten().tolist()
+    if isinstance(v, dict): return {str(k): _known(x) for k, x in v.items()}
+    if isinstance(v, (list, tuple, L)): return [_known(x) for x in v]
+    return v if v is None or isinstance(v, (bool, int, float, str)) else type(v).__name__
 
-def _check_facts(
+def _fingerprint(items, crc: int = 0) -> int:
+    "A checksum of the names of files and of the content of arrays"
+    for o in items:
+        if isinstance(o, (list, tuple)): crc = _fingerprint(o, crc)
+        elif isinstance(o, np.ndarray): crc = zlib.crc32(np.ascontiguousarray(o), crc)
+        else: crc = zlib.crc32((Path(o).name if isinstance(o, (str, Path)) else type(o).__name__).encode(), crc)
+    return crc
+
+def _transforms(dl) -> list:
+    "The transforms of a loader, each with what it was made with"
+    found = []
+    for stage in ('after_item', 'before_batch', 'after_batch'):
+        for t in getattr(getattr(dl, stage, None), 'fs', ()):
+            networks = {k: ' '.join(repr(v).split()) for k, v in vars(t).items() if isinstance(v, nn.Module)}
+            found.append([type(t).__name__, _known(vars(t).get('__stored_args__', {})) | networks])
+    return found
+
+# %% ../../nbs/training/32_checkpoint.ipynb #0b94d6c8
+_OPTIONS = {MixedPrecision: 'amp_mode', GradientAccumulation: 'n_acc', GradientClip: 'max_norm norm_type'}   # of callbacks, which decide a run
+
+def _loader_facts(name, dl):
+    dl = vars(dl).get('dl', dl)   # of one process
+    items = getattr(getattr(dl, 'dataset', None), 'items', None)
+    return {f'{name} pictures': getattr(dl, 'n', None), f'{name} batch': dl.bs, f'{name} files': None if items is None else _fingerprint(items),
+            f'{name} workers': dl.fake_l.num_workers, f'{name} transforms': _transforms(dl)}
+
+def _model_facts(model):
+    shapes = {k: list(v.shape) for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
+    return _known(getattr(model, 'config', None) or {}) | shapes | {n or type(model).__name__: f'{type(m).__name__}({m.extra_repr()})' for n, m in model.named_modules()}
+
+def _loss_facts(loss):
+    return {'loss': getattr(loss, '__name__', type(loss).__name__), 'parts of the loss': [[name, λ] for name, λ, _ in getattr(loss, 'parts', ())],
+            'class weights': checksum(loss.state_dict()) if isinstance(loss, nn.Module) else None, 'void': getattr(loss, 'ignore_index', None)}
+
+def _optimiser_facts(learn):
+    opt, schedules = learn.opt, {k: f for cb in learn.cbs if isinstance(cb, ParamScheduler) for k, f in cb.scheds.items()}
+    course = {k: [np.asarray(f(s), float).tolist() for s in (0., .25, .5, .75, 1.)] for k, f in schedules.items()}
+    steps = [getattr(f, '__name__', 'step') for f in opt.cbs] if hasattr(opt, 'cbs') else type(opt.opt).__name__
+    constant = {k: _known([h[k] for h in opt.hypers]) for k in opt.hypers[0] if k != 'lr' and k not in course}
+    return {'parameter groups': len(opt.hypers), 'hyper-parameters': sorted(opt.hypers[0]), 'optimiser': steps, 'wd_bn_bias': learn.wd_bn_bias,
+            'lr': course.pop('lr', [h['lr'] for h in opt.hypers])} | constant | {f'schedule of {k}': v for k, v in course.items()}
+
+def _facts(
+    learn,  # `Learner`, before its first step
+) -> dict:  # name → value
+    "What a learner knows of all that decides its run"
+    options = {f'{cls.__name__}.{n}': str(getattr(cb, n)) for cb in learn.cbs for cls, ns in _OPTIONS.items() if isinstance(cb, cls) for n in ns.split()}
+    return _as_json({'epochs': learn.n_epoch, 'batches an epoch': len(learn.dls.train), 'processes': num_distrib() or 1,
+                     'data set': getattr(getattr(learn.dls, 'card', None), 'name', None)} | _model_facts(get_model(learn.model)) |
+                    _loss_facts(learn.loss_func) | _optimiser_facts(learn) | options | {'callbacks with notes': sorted(_stateful(learn))} |
+                    _loader_facts('training', learn.dls.train) | _loader_facts('validation', learn.dls.valid))
+
+# %% ../../nbs/training/32_checkpoint.ipynb #93e0d75a
+def _compare(
     file: str | Path,  # named in the error
     expected: dict,    # {what: value} of this run
     found: dict,       # {what: value} of the checkpoint
-):
-    "Raise `ValueError` at the first fact in which the two runs differ"
+) -> dict:  # what is new: {'epochs' or 'lr': value}
+    "Raise `ValueError` at the first fact in which the two runs differ, but for a new learning rate and more epochs"
+    new = {}
     for k in {**expected, **found}:
         e, f = expected.get(k, 'nothing'), found.get(k, 'nothing')
-        if e != f: raise ValueError(f'{file} belongs to another run or architecture: {k}: expected {e}, found {f}')
+        if e == f: continue
+        longer = k == 'epochs' and isinstance(f, int) and e > f
+        if k != 'lr' and not longer: raise ValueError(f'{file} belongs to another run: {k}: expected {e}, found {f}')
+        new[k] = e
+    return new
 
 # %% ../../nbs/training/32_checkpoint.ipynb #6ef41ab4
 class _Rest:
@@ -118,82 +218,180 @@ class _Rest:
         self.done()
         yield from batches
 
+# %% ../../nbs/training/32_checkpoint.ipynb #b2d17c03
+class _FolderLock:
+    "Held by the process that writes checkpoints to `folder`"
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.about = folder/'.checkpoint.run'
+        self.lock = FileLock(folder/'.checkpoint.lock', thread_local=False, is_singleton=True)   # a later run of this process may take it over
+        try: self.lock.acquire(timeout=0)
+        except Timeout: self._wait()
+        self.about.write_text(json.dumps(dict(process=os.getpid(), host=socket.gethostname(), since=time.strftime('%Y-%m-%d %H:%M:%S'))))
+
+    def _wait(self):
+        "The workers of a process that was killed hold its lock until they notice. Raises `ValueError` where it lives"
+        try: other = json.loads(self.about.read_text())
+        except (OSError, ValueError): other = dict(process='?', host='?', since='a moment ago')
+        dead = other['host'] == socket.gethostname() and not _alive(other['process'])
+        try: self.lock.acquire(timeout=30 if dead else 0)
+        except Timeout: raise ValueError(f'{self.about.parent}: another run writes its checkpoints here, process {other["process"]} '
+                                         f'on {other["host"]} since {other["since"]}: choose another folder or end that run') from None
+
+    def release(self):
+        self.about.unlink(missing_ok=True)
+        self.lock.release(force=True)
+
+def _alive(process: int) -> bool:
+    try: os.kill(process, 0)
+    except ProcessLookupError: return False
+    except OSError: pass   # it belongs to someone else
+    return True
+
+# %% ../../nbs/training/32_checkpoint.ipynb #47e9c0a2
+def _several() -> bool: return num_distrib() > 1 and dist.is_available() and dist.is_initialized()
+
+def _of_all_processes(o) -> list:
+    "`o` of each process, in their order"
+    if not _several(): return [o]
+    found = [None]*num_distrib()
+    dist.all_gather_object(found, o)
+    return found
+
+def _on_first(f):
+    "What `f()` gives on the first process, on all; an error is raised on all"
+    if not _several(): return f()
+    found = [None, None]
+    if not rank_distrib():
+        try: found[0] = f()
+        except (ValueError, OSError) as e: found[1] = e
+    dist.broadcast_object_list(found)
+    if found[1] is not None: raise found[1]
+    return found[0]
+
 # %% ../../nbs/training/32_checkpoint.ipynb #1263944d
 class Checkpoint(Callback):
     "Store all of a run so that the same call with `resume=True` continues it to the same final weights"
-    order, run_valid = 90, False
+    order, _learn = 90, None
     def __init__(self,
         folder: str | Path,       # gets `checkpoint.pt`
         every: int | str = 'epoch',  # 'epoch', or a number of steps: write also after so many
         resume: bool = False,     # continue from the folder's checkpoint, if there is one
-        settings: dict | None = None,  # what else decides the run, as JSON holds it: name → value; must be the same on resume
+        settings: dict | None = None,  # what decides the run and its learner cannot know, the seed say: name → value, as JSON holds them
     ):
-        if every != 'epoch' and not (isinstance(every, int) and every > 0):
+        if every != 'epoch' and not (type(every) is int and every > 0):
             raise ValueError(f"every: expected 'epoch' or a number of steps, found {every!r}")
         self.file, self.every, self.resume, self.settings = Path(folder)/'checkpoint.pt', every, resume, _as_json(settings or {})
+        self.folder_lock, self.handlers = None, {}
+
     def after_create(self): raise ValueError('Checkpoint belongs to one run: pass it to fit(..., cbs=Checkpoint(...)), not to Learner')
 
-# %% ../../nbs/training/32_checkpoint.ipynb #7c59466e
-@patch
-def save(self: Checkpoint, epoch: int, used: int):
-    "Write the run as it stands before batch `used` of `epoch`. Raises `OSError` where it cannot; the previous file stays"
-    learn, now, buffer = self.learn, rng_state(self.dls), io.BytesIO()
-    scaler = getattr(learn, 'scaler', None)
-    state = dict(format=_FORMAT, facts=self.settings | _facts(learn), epoch=epoch, used=used, step=learn.train_iter, pct=learn.pct_train,
-                 model=get_model(learn.model).state_dict(), opt=learn.opt.state_dict(), notes=_notes(learn),
-                 grads=[p.grad is not None for p, *_ in learn.opt.all_params()],
-                 scaler=scaler.state_dict() if scaler else {}, now=now, dice=self.dice if used else now)
-    torch.save(_plain(state), buffer)
-    with atomic_write(self.file) as tmp: tmp.write_bytes(buffer.getbuffer())
+    @property
+    def learn(self): return self._learn
+    @learn.setter
+    def learn(self, learn):
+        self._learn = learn
+        if learn is None: self._let_go()
 
-# %% ../../nbs/training/32_checkpoint.ipynb #4e6c2c44
-@patch
-def after_batch(self: Checkpoint):
-    if self.every != 'epoch' and self.train_iter % self.every == 0 and not rank_distrib(): self.save(self.epoch, self.iter + 1)
+    def save(self, epoch: int, used: int, now: dict | None = None):
+        "Write the run as it stands before batch `used` of `epoch`. Raises `OSError` where it cannot, `ValueError` for weights that are not finite; the previous file stays"
+        now = now or rng_state(self.dls)
+        ranks = _of_all_processes(dict(now=now, dice=self.dice if used else now))
+        _on_first(lambda: self._write(epoch, used, ranks))
 
-@patch
-def after_epoch(self: Checkpoint):
-    if self.epoch == self.first - 1: self.wake()
-    elif self.epoch >= self.first and not rank_distrib(): self.save(self.epoch + 1, 0)
+    def _write(self, epoch, used, ranks):
+        learn, model = self.learn, get_model(self.model)
+        tensors, scaler = model.state_dict(), vars(learn).get('scaler')
+        grads = [p.grad if p.grad is not None and p.grad.any() else p.grad is not None for p, *_ in learn.opt.all_params()]
+        state = _plain(dict(format=_FORMAT, facts=self.facts, epoch=epoch, used=used, step=learn.train_iter, pct=float(learn.pct_train),
+                            model=dict(tensors), buffers={k: b for k, b in model.named_buffers() if k not in tensors}, opt=learn.opt.state_dict(),
+                            notes=_notes(learn), grads=grads, scaler=scaler.state_dict() if scaler else {}, ranks=ranks))
+        _check_content(f'{self.file} is not written', state)
+        with atomic_write(self.file) as tmp: tmp.write_bytes(_encode(state))
 
-# %% ../../nbs/training/32_checkpoint.ipynb #5a11c601
-@patch
-def restore(self: Checkpoint):
-    "Put the run of the file back into the learner. Raises `ValueError`, with nothing changed, where it is not this run"
-    learn, s = self.learn, read_checkpoint(self.file)
-    _check_facts(self.file, self.settings | _facts(learn), s['facts'])
-    get_model(learn.model).load_state_dict(s['model'])
-    learn.opt.load_state_dict(to_device(s['opt'], next(learn.model.parameters()).device))
-    for (p, *_), had in zip(learn.opt.all_params(), s['grads']): p.grad = torch.zeros_like(p) if had else None
-    if s['scaler']: learn.scaler.load_state_dict(s['scaler'])
-    _set_notes(learn, s['notes'])
-    set_rng_state(learn.dls, s['dice'])
-    learn.train_iter, self.first, self.used, self.pct, self.now = s['step'], s['epoch'], s['used'], s['pct'], s['now']
+    def _open(self):
+        "Take the folder, clear away what a killed write left, and read the checkpoint, if there is one to go on from"
+        self.folder_lock = _FolderLock(self.file.parent)
+        for left in self.file.parent.glob(f'.{self.file.name}.*'): left.unlink(missing_ok=True)
+        return read_checkpoint(self.file) if self.resume and self.file.exists() else None
 
-# %% ../../nbs/training/32_checkpoint.ipynb #6e491825
-@patch
-def before_fit(self: Checkpoint):
-    self.first, self.used, self.asleep = 0, 0, []
-    if self.resume and self.file.exists(): self.restore()
-    if self.first: self.asleep = [(cb, cb.run) for cb in self.learn.cbs if cb is not self]
-    for cb, _ in self.asleep: cb.run = False
+    def restore(self, state: dict):
+        "Put a run back into the learner. Raises `ValueError`, with nothing changed, where it is not this run"
+        learn, model, device = self.learn, get_model(self.model), next(self.model.parameters()).device
+        new, rates = _compare(self.file, self.facts, state['facts']), [h['lr'] for h in learn.opt.hypers]
+        model.load_state_dict(state['model'])
+        for k, b in model.named_buffers():
+            if k in state['buffers'] and b.shape == state['buffers'][k].shape: b.copy_(state['buffers'][k])
+        learn.opt.load_state_dict(to_device(state['opt'], device))
+        learn.opt.set_hyper('lr', rates)
+        for (p, *_), g in zip(learn.opt.all_params(), state['grads']):
+            p.grad = g.to(p) if isinstance(g, torch.Tensor) else torch.zeros_like(p) if g else None
+        if state['scaler']: learn.scaler.load_state_dict(state['scaler'])
+        _set_notes(learn, state['notes'])
+        mine = state['ranks'][rank_distrib()]
+        set_rng_state(learn.dls, mine['dice'])
+        self.first, self.used, self.pct, self.now, learn.train_iter = state['epoch'], state['used'], state['pct'], mine['now'], state['step']
+        if 'epochs' in new: self.pct = (self.first + self.used/len(learn.dls.train))/learn.n_epoch
+        if new and not rank_distrib(): print(f'{self.file}: goes on in epoch {self.first + 1} with ' + ' and '.join(f'{k} {v}' for k, v in new.items())
+                                             + ', of before: ' + ' and '.join(f'{k} {state["facts"][k]}' for k in new))
 
-@patch
-def wake(self: Checkpoint):
-    "Let the other callbacks hear again"
-    for cb, run in self.asleep: cb.run = run
+    def before_fit(self):
+        self.first, self.used, self.asleep, self.facts = 0, 0, [], self.settings | _facts(self.learn)
+        state = _on_first(self._open)
+        if state: self.restore(state)
+        if self.first: self.asleep = [(cb, cb.run) for cb in self.learn.cbs if cb is not self and not isinstance(cb, ProgressCallback)]
+        for cb, _ in self.asleep: cb.run = False
+        self._listen()
 
-@patch
-def before_epoch(self: Checkpoint):
-    if self.epoch < self.first: raise CancelEpochException
+    def before_epoch(self):
+        if self.epoch < self.first: raise CancelEpochException
 
-# %% ../../nbs/training/32_checkpoint.ipynb #f596b376
-@patch
-def before_train(self: Checkpoint):
-    self.dice = rng_state(self.dls)
-    if self.used: self.learn.pct_train, self.learn.dl = self.pct, _Rest(self.dl, self.used, lambda: set_rng_state(self.dls, self.now))
+    def before_train(self):
+        self.dice = rng_state(self.dls)
+        if not self.used: return
+        self.learn.pct_train = self.pct
+        self.learn.dl = _Rest(self.dl, self.used, lambda: set_rng_state(self.dls, self.now))
 
-@patch
-def before_batch(self: Checkpoint): self.learn.iter += self.used
-@patch
-def after_train(self: Checkpoint): self.used = 0
+    def before_batch(self): self.learn.iter += self.used
+
+    def after_batch(self):
+        if self.training and self.every != 'epoch' and self.train_iter % self.every == 0: self.save(self.epoch, self.iter + 1)
+        if not self.signal: return
+        if self.training: self.save(self.epoch, self.iter + 1)
+        else: self.save(self.epoch, self.batches, self.trained)
+        self._stop()
+
+    def after_train(self): self.used, self.trained, self.batches = 0, rng_state(self.dls), self.n_iter
+
+    def after_epoch(self):
+        if self.epoch == self.first - 1:
+            for cb, run in self.asleep: cb.run = run
+        elif self.epoch >= self.first: self.save(self.epoch + 1, 0)
+        if self.signal: self._stop()
+
+    def _listen(self):
+        "Note a signal, rather than to stop in the middle of a step"
+        self.signal = None
+        if _several() or threading.current_thread() is not threading.main_thread(): return
+        for s in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(s) not in (signal.SIG_IGN, None): self.handlers[s] = signal.signal(s, self._note)
+
+    def _note(self, number, frame):
+        self.signal = number
+        self._deafen()   # the next signal does what it always did
+
+    def _deafen(self):
+        for s, handler in self.handlers.items(): signal.signal(s, handler)
+        self.handlers = {}
+
+    def _stop(self):
+        name = signal.Signals(self.signal).name
+        said = f'stopped by {name} after step {self.train_iter} of {self.n_epoch*self.facts["batches an epoch"]}; {self.file} holds the run, to be resumed'
+        if self.signal == signal.SIGINT: raise KeyboardInterrupt(said)
+        print(said, file=sys.stderr)
+        raise SystemExit(128 + self.signal)
+
+    def _let_go(self):
+        self._deafen()
+        if self.folder_lock: self.folder_lock.release()
+        self.folder_lock = None

@@ -63,7 +63,7 @@ def training_counts(
 # %% ../../nbs/training/33_learner.ipynb #97567e09
 class LossParts(Callback):
     "Collect each part of a `SegmentationLoss` at every training step in `recorder.parts`, {name: list of numbers}"
-    run_valid, kept = False, ('parts', 'pending')
+    run_valid = False
 
     def before_fit(self): self.parts, self.pending = {}, []
     def after_loss(self):
@@ -74,6 +74,9 @@ class LossParts(Callback):
         rows = torch.stack([v.to(self.pending[-1].device) for v in self.pending]).tolist()
         for name, column in zip(self.loss_func.values, zip(*rows)): self.parts.setdefault(name, []).extend(column)
         self.pending = []
+    def state_dict(self): return dict(parts=self.parts, pending=torch.stack(self.pending) if self.pending else None)
+    def load_state_dict(self, state): self.parts, self.pending = state['parts'], [] if state['pending'] is None else list(state['pending'])
+
     def after_fit(self):
         if self.parts: self.recorder.parts = self.parts
 
