@@ -8,7 +8,7 @@ __all__ = ['Count', 'CountOrNone', 'Workers', 'Seed', 'Rate', 'Size', 'Side', 'F
            'models', 'data', 'main']
 
 # %% ../nbs/cli.ipynb #983cca72
-import argparse, inspect, math, os, sys, warnings
+import argparse, inspect, math, os, re, sys, warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -644,7 +644,10 @@ def _run(argv):
 
 # %% ../nbs/cli.ipynb #b38190bb
 def _complain(lines, code):
-    for line in lines: print(f'ctxseg: {" ".join(line.split())}', file=sys.stderr)
+    "Print lines of stderr, without what fastai puts before an error that a callback raised"
+    for line in lines:
+        line = re.sub(r'^Exception occured in `\w+` when calling event `\w+`: ', '', ' '.join(line.split()))
+        print(f'ctxseg: {line}', file=sys.stderr)
     return code
 
 def main(
@@ -658,7 +661,7 @@ def main(
         sys.stdout.flush()
         return 0
     except SystemExit as e: return e.code or 0   # of argparse, after --help
-    except KeyboardInterrupt: return _complain(['stopped by Ctrl-C'], 130)
+    except KeyboardInterrupt as e: return _complain([str(e) or 'stopped by Ctrl-C'], 130)
     except BrokenPipeError:   # whoever read the output has seen enough, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

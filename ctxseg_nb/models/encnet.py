@@ -127,6 +127,12 @@ class SELoss(nn.Module):
         loss = F.binary_cross_entropy_with_logits(z, target, reduction='none')
         return shared_mean((loss.mean(1)*labelled).sum(), labelled.sum())
 
+    def count(self,
+        mask: torch.Tensor,  # (B, H, W) labels
+    ) -> torch.Tensor:  # scalar
+        "Pictures that have labels"
+        return (mask != IGNORE).flatten(1).any(1).sum()
+
 # %% ../../nbs/models/13_encnet.ipynb #ac1f4012
 @register_model('encnet')
 class EncNetHead(nn.Module):

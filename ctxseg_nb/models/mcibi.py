@@ -120,30 +120,32 @@ class Rows(nn.Module):
         self.memory = FeatureMemory(n_classes, dim, init) if kind == 'memory' else None
         if kind == 'learned': self.table = nn.Parameter(torch.randn(n_classes, dim).relu())
         else: self.register_buffer('table', torch.randn(n_classes, dim).relu() if kind == 'random' else None)
-        self.register_buffer('before', torch.zeros(n_classes, dim, 1, 1), persistent=False)   # the classifier at the last update
-        self.register_load_state_dict_post_hook(_forget_batch)
+        self.continued = False
 
-    def forward(self): return self.table if self.memory is None else self.memory.rows()   # None: the picture's own
+    def forward(self):
+        if self.memory is None: return self.table   # None: the picture's own
+        return self.memory.rows(before=self.training and self.continued)
 
-# %% ../../nbs/models/17_mcibi.ipynb #f5df2011
-def _momentum(self): return poly_momentum(self.progress, 1, self.m0) if self.poly else self.m0
+    @property
+    def momentum(self) -> float: return poly_momentum(self.progress, 1, self.m0) if self.poly else self.m0
 
-def _set_progress(self,
-    t: float,  # share of the training that is done, 0 to 1
-):
-    "Tell the memory's momentum where in the training it is (eq. 7)"
-    self.progress = t
+    def set_progress(self,
+        t: float,  # share of the training that is done, 0 to 1
+    ):
+        "Tell the memory's momentum where in the training it is (eq. 7)"
+        self.progress = t
 
-def _remember(self, features, target, w):
-    "Update the memory; the classifier `w`, where it learns, shows whether a new batch has begun"
-    learns = w.requires_grad and torch.is_grad_enabled()
-    more = (w.detach() == self.before).all() & learns
-    self.before.copy_(w.detach())
-    return self.memory.update(features, target, self.momentum, self.strategy, more=more)
+    def continue_step(self):
+        "The next batch belongs to the step of the last one, as in gradient accumulation"
+        self.continued = self.memory is not None
 
-def _forget_batch(rows, keys): rows.before.zero_()   # after loading another state
-
-Rows.momentum, Rows.set_progress, Rows.remember = property(_momentum), _set_progress, _remember
+    def remember(self,
+        features: torch.Tensor,  # (B, C, h, w)
+        target: torch.Tensor,    # (B, H, W) labels
+    ) -> torch.Tensor:  # scalar, mean of 1 - S
+        "Update the memory"
+        more, self.continued = self.continued, False
+        return self.memory.update(features, target, self.momentum, self.strategy, more=more)
 
 # %% ../../nbs/models/17_mcibi.ipynb #ac5265a4
 @register_model('mcibi')
@@ -172,15 +174,15 @@ class MCIBIHead(nn.Module):
 # %% ../../nbs/models/17_mcibi.ipynb #68b08c87
 def _remember_rows(rows, out, target):
     "The loss of weight 0 that updates the memory"
-    return rows.remember(out['features'], target, out['classifier'])
+    return rows.remember(out['features'], target)
 
 def _forward(self, maps):
     (r, within, out), M = self.gather(self.host, maps), self.rows()
     c, z = self.context(r, M)
     out = out | {'logits': self.classify(self.fusion(r, c, within)), 'rough': z}
     if not self.training or self.rows.memory is None: return out
-    return out | {'features': r, 'rcl': self.classify(M.to(r.dtype)[..., None, None]).flatten(1), 'seen': self.rows.memory.seen.clone(),
-                  'classifier': self.classify[-1].weight}
+    memory, before = self.rows.memory, self.rows.continued
+    return out | {'features': r, 'rcl': self.classify(M.to(r.dtype)[..., None, None]).flatten(1), 'seen': (memory.before_seen if before else memory.seen).clone()}
 
 def _losses(self):
     kept = (('rcl', self.beta, RCLLoss()), ('drift', 0., partial(_remember_rows, self.rows))) if self.rows.memory is not None else ()

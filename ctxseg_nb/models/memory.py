@@ -128,9 +128,12 @@ class FeatureMemory(nn.Module):
             if b.is_floating_point(): self._buffers[name] = at_least_float32(b)
         return self
 
-    def rows(self):
-        "A copy of the memory (K, C), zero where nothing has been seen"
-        return self.memory.where(self.seen[:, None], 0)
+    def rows(self,
+        before: bool = False,  # as they were before the batch that `update` goes on with?
+    ) -> torch.Tensor:  # (K, C), a copy, zero where nothing has been seen
+        "The memory"
+        memory, seen = (self.before_memory, self.before_seen) if before else (self.memory, self.seen)
+        return memory.where(seen[:, None], 0)
 
 # %% ../../nbs/models/16_memory.ipynb #ef7f584d
 def _begin(self, more):
@@ -156,7 +159,7 @@ def _update(self,
     momentum: float,         # m, share of the new
     strategy: str = 'cosine',    # weights of pixels: 'cosine', 1 - S, or 'mean', all alike
     ignore_index: int = IGNORE,  # label of void pixels
-    more: bool | torch.Tensor = False,  # another part of the batch of the last call? A scalar tensor is not waited for
+    more: bool = False,  # another part of the batch of the last call?
 ) -> torch.Tensor:  # scalar: mean of 1 - S over this call's pixels of classes that have a row
     "Move the rows of the classes in `mask` towards their pixels (eqs. 6 and 8 to 10)"
     if strategy not in ('cosine', 'mean'): raise ValueError(f"strategy: expected 'cosine' or 'mean', found {strategy!r}")

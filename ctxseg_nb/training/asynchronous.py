@@ -14,7 +14,7 @@ __all__ = ['AsynchronousPairs']
 # %% ../../nbs/training/35_async.ipynb #70480a38
 class AsynchronousPairs(Callback):
     "Train the pairwise networks of `deepcrf` in sub-iterations over all pairs (Lin et al. 2017, section 8.2)"
-    run_valid = False
+    run_valid, decides = False, ('lr', 'mom', 'wd', 'n')
     def __init__(self,
         lr: float = 1e-3,    # of the pairwise networks
         mom: float = .9,     # momentum
@@ -25,8 +25,13 @@ class AsynchronousPairs(Callback):
     def before_fit(self):
         head = self.model.head
         if not hasattr(head, 'learn_pairs'): raise ValueError(f'AsynchronousPairs: expected a model with pairwise networks, found {type(head).__name__}')
-        opts = {net: torch.optim.SGD(net.parameters(), self.lr, self.mom, weight_decay=self.wd) for net in head.pairs.values()}
+        self.optimisers = {name: torch.optim.SGD(net.parameters(), self.lr, self.mom, weight_decay=self.wd) for name, net in head.pairs.items()}
+        own = {net: self.optimisers[name] for name, net in head.pairs.items()}
         self.before, head.sample = (head.sample, head.learn_pairs), None
-        head.learn_pairs = lambda net, f, edges, y: sub_iterations(net, f, edges, y, opts[net], self.n)
+        head.learn_pairs = lambda net, f, edges, y: sub_iterations(net, f, edges, y, own[net], self.n)
+
+    def state_dict(self): return {name: opt.state_dict() for name, opt in self.optimisers.items()}
+    def load_state_dict(self, state):
+        for name, opt in self.optimisers.items(): opt.load_state_dict(state[name])
 
     def after_fit(self): self.model.head.sample, self.model.head.learn_pairs = self.before

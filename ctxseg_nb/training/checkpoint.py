@@ -156,7 +156,12 @@ def _transforms(dl) -> list:
     return found
 
 # %% ../../nbs/training/32_checkpoint.ipynb #0b94d6c8
-_OPTIONS = {MixedPrecision: 'amp_mode', GradientAccumulation: 'n_acc', GradientClip: 'max_norm norm_type'}   # of callbacks, which decide a run
+_OPTIONS = {MixedPrecision: ('amp_mode',), GradientAccumulation: ('n_acc',), GradientClip: ('max_norm', 'norm_type')}   # of callbacks, which decide a run
+
+def _callback_facts(learn):
+    "Options of callbacks that decide the run: fastai's, and those that a callback of one's own names in `decides`"
+    named = [(cb, cls, names) for cb in learn.cbs for cls, names in {**_OPTIONS, type(cb): getattr(type(cb), 'decides', ())}.items() if isinstance(cb, cls)]
+    return {f'{cls.__name__}.{n}': _known(getattr(cb, n)) if isinstance(getattr(cb, n), (int, float, str)) else str(getattr(cb, n)) for cb, cls, names in named for n in names}
 
 def _loader_facts(name, dl):
     dl = vars(dl).get('dl', dl)   # of one process
@@ -184,10 +189,9 @@ def _facts(
     learn,  # `Learner`, before its first step
 ) -> dict:  # name → value
     "What a learner knows of all that decides its run"
-    options = {f'{cls.__name__}.{n}': str(getattr(cb, n)) for cb in learn.cbs for cls, ns in _OPTIONS.items() if isinstance(cb, cls) for n in ns.split()}
     return _as_json({'epochs': learn.n_epoch, 'batches an epoch': len(learn.dls.train), 'processes': num_distrib() or 1,
                      'data set': getattr(getattr(learn.dls, 'card', None), 'name', None)} | _model_facts(get_model(learn.model)) |
-                    _loss_facts(learn.loss_func) | _optimiser_facts(learn) | options | {'callbacks with notes': sorted(_stateful(learn))} |
+                    _loss_facts(learn.loss_func) | _optimiser_facts(learn) | _callback_facts(learn) | {'callbacks with notes': sorted(_stateful(learn))} |
                     _loader_facts('training', learn.dls.train) | _loader_facts('validation', learn.dls.valid))
 
 # %% ../../nbs/training/32_checkpoint.ipynb #93e0d75a

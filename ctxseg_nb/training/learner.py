@@ -4,8 +4,10 @@
 
 # %% ../../nbs/training/33_learner.ipynb #8c20cdc9
 from __future__ import annotations
+import math
 from functools import partial, wraps
-import numpy as np, torch
+from itertools import islice
+import numpy as np, torch, torch.distributed as dist
 from fastai.vision.all import *
 from ..core import keep_memory
 from ..models.segmentor import create_model, param_groups, tell_progress
@@ -13,8 +15,8 @@ from .losses import SegmentationLoss, class_weights, count_labels
 from .metrics import segmentation_metrics
 
 # %% auto #0
-__all__ = ['OPTIMISERS', 'poly', 'head_first', 'training_counts', 'LossParts', 'TellProgress', 'DeviceMixedPrecision',
-           'SegmentationLearner', 'segmentation_learner']
+__all__ = ['OPTIMISERS', 'poly', 'head_first', 'training_counts', 'LossParts', 'TellProgress', 'AccumulateGradients',
+           'CheckFinite', 'DeviceMixedPrecision', 'SegmentationLearner', 'segmentation_learner']
 
 # %% ../../nbs/training/33_learner.ipynb #3c109700
 def poly(
@@ -98,6 +100,95 @@ def plot_parts(self: Recorder,
     ax.legend(frameon=False, fontsize=8)
     return ax
 
+# %% ../../nbs/training/33_learner.ipynb #4ad9e1c8
+class _Groups:
+    "The batches of `dl`, read `n` at a time; `begin(group)` is called before the first of each, `turn(i, last)` before each"
+    def __init__(self, dl, n: int, begin, turn): self.dl, self.n, self.begin, self.turn = dl, n, begin, turn
+    def __len__(self): return len(self.dl)
+    def __getattr__(self, k): return getattr(self.dl, k)
+    def __iter__(self):
+        batches = iter(self.dl)
+        while group := list(islice(batches, self.n)):
+            self.begin(group)
+            for i in range(len(group)):
+                self.turn(i, i == len(group) - 1)
+                yield group[i]
+                group[i] = None   # so that its memory is free again
+
+# %% ../../nbs/training/33_learner.ipynb #f90a3b6d
+class AccumulateGradients(Callback):
+    "A step of the optimiser after every `n` batches, and at the end of an epoch, with the gradient of one batch of them all"
+    order, run_valid, decides = 45, False, ('n',)   # behind those who share out the batches of several processes, before the recorder
+    def __init__(self,
+        n: int,  # batches to a step
+    ):
+        if n < 1: raise ValueError(f'accumulate: expected 1 batch or more, found {n}')
+        self.n = n
+
+    def before_fit(self):
+        "Raises `ValueError` where an epoch has too few batches or the loss does not count"
+        batches = len(self.dls.train)
+        if self.n > batches: raise ValueError(f'accumulate: expected at most the {batches} batches of an epoch, found {self.n}')
+        if not isinstance(self.loss_func, SegmentationLoss):
+            raise ValueError(f'accumulate: expected a SegmentationLoss, found {type(self.loss_func).__name__}')
+        self.progress = 0.
+        self.opt.zero_grad()   # of a fit that was broken off in the middle of a group
+
+    def state_dict(self): return dict(progress=self.progress)
+    def load_state_dict(self, state): self.progress = state['progress']
+
+    def before_train(self): self.learn.dl = _Groups(self.dl, self.n, self._count, self._turn)
+
+    def _count(self, group):
+        counts = torch.stack([self.loss_func.counts(b[-1]) for b in group])   # (n, parts)
+        if dist.is_available() and dist.is_initialized(): dist.all_reduce(counts)
+        total = counts.sum(0)
+        self.shares = counts/total.where(total > 0, 1)
+
+    def _turn(self, i, last): self.i, self.last = i, last
+
+    def before_batch(self):
+        if self.i == 0:
+            self.progress = self.pct_train
+            return
+        tell_progress(self.model, self.progress)   # of the step, not of the batch
+        for m in self.model.modules():
+            if hasattr(m, 'continue_step'): m.continue_step()
+
+    def after_pred(self):
+        names = 'pixel', *[name for name, _, _ in self.loss_func.parts]
+        self.loss_func.shares = dict(zip(names, self.shares[self.i]))
+
+    def after_loss(self): self.learn.loss = self.loss_func.total(self.loss_func.values)   # as it is without shares
+
+    def after_backward(self):
+        if not self.last: raise CancelBatchException   # no clipping, no step, and the gradients stay
+
+# %% ../../nbs/training/33_learner.ipynb #0d7be592
+class CheckFinite(Callback):
+    "Raise `ValueError` where the loss of a training step, or a weight after an epoch, is nan or infinite"
+    order, run_valid = 80, False   # after the optimiser, before a checkpoint
+    def __init__(self,
+        every: int = 50,  # steps between two looks at the losses
+    ): self.every = every
+
+    def before_fit(self): self.losses, self.run = [], not hasattr(self.learn, 'lr_finder')   # which goes on until the loss explodes
+    def after_batch(self):
+        self.losses.append(self.loss.detach())
+        if len(self.losses) == self.every: self._look()
+
+    def after_train(self):
+        self._look()
+        weights = [p for p in self.model.parameters() if p.is_floating_point()]
+        if not torch.stack([p.detach().isfinite().all() for p in weights]).all():
+            raise ValueError(f'the training ends after step {self.train_iter}, whose weights are not finite; a lower learning rate may help')
+
+    def _look(self):
+        losses, self.losses = torch.stack(self.losses).tolist() if self.losses else [], []
+        for i, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                raise ValueError(f'the training ends: the loss of step {self.train_iter - len(losses) + i + 1} is {loss}; a lower learning rate may help')
+
 # %% ../../nbs/training/33_learner.ipynb #6ad2578e
 class DeviceMixedPrecision(MixedPrecision):
     "fastai's mixed precision, on a CPU too: there bfloat16 autocast without scaling"
@@ -145,30 +236,18 @@ def _card(dls):
 def _model(model, n_classes, backbone, compile, options):
     if isinstance(model, str): model = create_model(model, n_classes, backbone=backbone, **options)
     elif options: raise ValueError(f'options {sorted(options)} are for models made by name, found a {type(model).__name__}')
-    if compile is None: return model
-    known = torch.compiler.list_backends(exclude_tags=())
-    if compile not in known: raise ValueError(f'compile: expected one of {", ".join(known)}, found {compile!r}')
-    model.compile(backend=compile)
+    if compile: model.compile(backend=compile)
     return model
 
-def _rate(name, rate, default):
-    "A learning rate or a multiple of one. Raises `ValueError` for a negative number, nan and infinity"
-    if rate is None: return default
-    if isinstance(rate, (int, float)) and not 0 <= rate < float('inf'): raise ValueError(f'{name}: expected a number from 0, found {rate}')
-    return rate
-
-def _switches(precision, accumulate, bs, channels_last):
+def _switches(precision, accumulate, channels_last):
     if precision not in (None, 'fp16', 'bf16'): raise ValueError(f"precision: expected None, 'fp16' or 'bf16', found {precision!r}")
-    if accumulate < 1: raise ValueError(f'accumulate: expected 1 batch or more, found {accumulate}')
-    cbs = precision and DeviceMixedPrecision(precision), accumulate > 1 and GradientAccumulation(accumulate*bs), channels_last and ChannelsLast()
+    cbs = precision and DeviceMixedPrecision(precision), accumulate != 1 and AccumulateGradients(accumulate), channels_last and ChannelsLast()
     return [cb for cb in cbs if cb]
 
 def _class_weights(weights, dls, n_classes):
     if not isinstance(weights, str): return weights
     if weights != 'sqrt': raise ValueError(f"weights: expected 'sqrt', None or a tensor, found {weights!r}")
-    counts = training_counts(dls, n_classes)
-    if not counts.any(): raise ValueError('training masks: expected pixels with a label, found void only')
-    return class_weights(counts)
+    return class_weights(training_counts(dls, n_classes))
 
 # %% ../../nbs/training/33_learner.ipynb #55d8b6c6
 def segmentation_learner(
@@ -180,7 +259,7 @@ def segmentation_learner(
     head_lr: float | None = None,  # the head's rate as a multiple of the backbone's; 10 with 'sgd', 1 with 'adamw'
     weights='sqrt',     # class weights: 1/sqrt(frequency) in training, (K,) tensor, or None
     metrics=None,       # `segmentation_metrics(dls.card)` where not given
-    cbs=None,           # callbacks beside `LossParts` and `TellProgress`
+    cbs=None,           # callbacks beside `LossParts`, `TellProgress` and `CheckFinite`
     precision: str | None = None,  # 'fp16' or 'bf16': mixed precision
     accumulate: int = 1,  # batches to a step
     channels_last: bool = False,  # channels beside each other in memory?
@@ -191,8 +270,8 @@ def segmentation_learner(
     "A `SegmentationLearner` with a paper's defaults. Raises `ValueError` for unknown names and data without a card"
     r, card = _recipe(opt), _card(dls)
     model = _model(model, card.n_classes, backbone, compile, options)
-    cbs = [LossParts(), TellProgress(), *_switches(precision, accumulate, dls.train.bs, channels_last), *L(cbs)]
+    cbs = [LossParts(), TellProgress(), CheckFinite(), *_switches(precision, accumulate, channels_last), *L(cbs)]
     keep_memory()
     return SegmentationLearner(dls, model, SegmentationLoss(model.loss_parts, _class_weights(weights, dls, card.n_classes)),
-                   head_first(r['opt_func'], _rate('head_lr', head_lr, r['head_lr'])), lr=_rate('lr', lr, r['lr']), wd_bn_bias=r['wd_bn_bias'], splitter=param_groups,
+                   head_first(r['opt_func'], head_lr or r['head_lr']), lr=lr or r['lr'], wd_bn_bias=r['wd_bn_bias'], splitter=param_groups,
                    metrics=segmentation_metrics(card) if metrics is None else metrics, cbs=cbs, path=path)

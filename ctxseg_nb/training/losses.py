@@ -80,6 +80,7 @@ class SegmentationLoss(nn.Module):
         super().__init__()
         self.parts, self.ignore_index, self.reduction = tuple(parts), ignore_index, 'mean'
         self.values = {}  # unweighted value of each part in the last call
+        self.shares = {}  # of each part: the factor in the next call only, where a step of the optimiser has several batches
         names = ['pixel'] + [name for name, _, _ in self.parts]
         if len(set(names)) < len(names): raise ValueError(f'the parts of a loss need different names, found {names}')
         self.register_buffer('weight', None if weight is None else torch.as_tensor(weight).float())
@@ -90,8 +91,26 @@ class SegmentationLoss(nn.Module):
         if isinstance(pred, dict):
             target = target.where(target != self.ignore_index, IGNORE)   # parts know void by this label
             found |= {name: at_least_float32(fn(pred, target)) for name, _, fn in self.parts}
-        self.values = {name: v.detach() for name, v in found.items()}
-        return found['pixel'] + sum(λ*found[name] for name, λ, _ in self.parts if name in found)
+        self.values, shares, self.shares = {name: v.detach() for name, v in found.items()}, self.shares, {}
+        found = {name: v*shares[name] for name, v in found.items()} if shares else found
+        return self.total(found)
+
+    def total(self,
+        values: dict[str, torch.Tensor],  # part → scalar, or (B,)
+    ) -> torch.Tensor:  # scalar, or (B,)
+        "The parts added up with their weights"
+        return values['pixel'] + sum(λ*values[name] for name, λ, _ in self.parts if name in values)
+
+    def counts(self,
+        target: torch.Tensor,  # (B, H, W) labels
+    ) -> torch.Tensor:  # (number of parts,) float32, in the order of 'pixel' and `parts`
+        "Of how many each part is the mean: class-weighted pixels; what the part's own `count(target)` gives; labelled pixels for the others"
+        target = _plain(target)
+        target = target.where(target != self.ignore_index, IGNORE).long()
+        valid = target != IGNORE
+        pixels = valid.float()
+        weighted = pixels if self.weight is None else pixels*self.weight.to(target.device).float()[target.where(valid, 0)]
+        return torch.stack([weighted.sum(), *[fn.count(target).float() if hasattr(fn, 'count') else pixels.sum() for _, _, fn in self.parts]])
 
     def activation(self, logits): return logits.softmax(1)
     def decodes(self, scores): return scores.argmax(1)
