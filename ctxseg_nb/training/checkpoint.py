@@ -33,13 +33,14 @@ def rng_state(
 # %% ../../nbs/training/32_checkpoint.ipynb #6c56984e
 def set_rng_state(
     dls,          # `DataLoaders` as in `rng_state`
-    state: dict,  # from `rng_state`
+    state: dict,  # from `rng_state`, or its `loaders` only
 ):
     "Throw the dice back to `state`"
-    random.setstate(state['python'])
-    np.random.set_state(state['numpy'])
-    torch.set_rng_state(state['torch'])
-    if state['cuda'] is not None and torch.cuda.is_available(): torch.cuda.set_rng_state(state['cuda'])
+    if 'torch' in state:
+        random.setstate(state['python'])
+        np.random.set_state(state['numpy'])
+        torch.set_rng_state(state['torch'])
+        if state['cuda'] is not None and torch.cuda.is_available(): torch.cuda.set_rng_state(state['cuda'])
     for dl, s in zip(dls.loaders, state['loaders']):
         if s is not None: dl.rng.setstate(s)
 
@@ -169,9 +170,11 @@ def _loader_facts(name, dl):
     return {f'{name} pictures': getattr(dl, 'n', None), f'{name} batch': dl.bs, f'{name} files': None if items is None else _fingerprint(items),
             f'{name} workers': dl.fake_l.num_workers, f'{name} transforms': _transforms(dl)}
 
+def _kind(module): return 'BatchNorm' if isinstance(module, nn.modules.batchnorm._BatchNorm) else type(module).__name__   # synchronised or not
+
 def _model_facts(model):
     shapes = {k: list(v.shape) for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
-    return _known(getattr(model, 'config', None) or {}) | shapes | {n or type(model).__name__: f'{type(m).__name__}({m.extra_repr()})' for n, m in model.named_modules()}
+    return _known(getattr(model, 'config', None) or {}) | shapes | {n or type(model).__name__: f'{_kind(m)}({m.extra_repr()})' for n, m in model.named_modules()}
 
 def _loss_facts(loss):
     return {'loss': getattr(loss, '__name__', type(loss).__name__), 'parts of the loss': [[name, λ] for name, λ, _ in getattr(loss, 'parts', ())],
@@ -199,14 +202,14 @@ def _compare(
     file: str | Path,  # named in the error
     expected: dict,    # {what: value} of this run
     found: dict,       # {what: value} of the checkpoint
-) -> dict:  # what is new: {'epochs' or 'lr': value}
-    "Raise `ValueError` at the first fact in which the two runs differ, but for a new learning rate and more epochs"
+) -> dict:  # what is new: {'epochs', 'lr' or 'processes': value}
+    "Raise `ValueError` at the first fact in which the two runs differ, but for a new learning rate, more epochs and another number of processes"
     new = {}
     for k in {**expected, **found}:
         e, f = expected.get(k, 'nothing'), found.get(k, 'nothing')
         if e == f: continue
         longer = k == 'epochs' and isinstance(f, int) and e > f
-        if k != 'lr' and not longer: raise ValueError(f'{file} belongs to another run: {k}: expected {e}, found {f}')
+        if k not in ('lr', 'processes') and not longer: raise ValueError(f'{file} belongs to another run: {k}: expected {e}, found {f}')
         new[k] = e
     return new
 
@@ -332,12 +335,13 @@ class Checkpoint(Callback):
             p.grad = g.to(p) if isinstance(g, torch.Tensor) else torch.zeros_like(p) if g else None
         if state['scaler']: learn.scaler.load_state_dict(state['scaler'])
         _set_notes(learn, state['notes'])
-        mine = state['ranks'][rank_distrib()]
+        ranks, rank = state['ranks'], rank_distrib()
+        mine = ranks[rank] if rank < len(ranks) else {k: dict(loaders=dice['loaders']) for k, dice in ranks[0].items()}
         set_rng_state(learn.dls, mine['dice'])
         self.first, self.used, self.pct, self.now, learn.train_iter = state['epoch'], state['used'], state['pct'], mine['now'], state['step']
         if 'epochs' in new: self.pct = (self.first + self.used/len(learn.dls.train))/learn.n_epoch
-        if new and not rank_distrib(): print(f'{self.file}: goes on in epoch {self.first + 1} with ' + ' and '.join(f'{k} {v}' for k, v in new.items())
-                                             + ', of before: ' + ' and '.join(f'{k} {state["facts"][k]}' for k in new))
+        changes = [f'{k} {v} instead of {state["facts"][k]}' for k, v in new.items()]
+        if new and not rank: print(f'{self.file}: the run goes on after epoch {self.first} with {", ".join(changes)}')
 
     def before_fit(self):
         self.first, self.used, self.asleep, self.facts = 0, 0, [], self.settings | _facts(self.learn)
