@@ -236,8 +236,17 @@ def _card(dls):
 def _model(model, n_classes, backbone, compile, options):
     if isinstance(model, str): model = create_model(model, n_classes, backbone=backbone, **options)
     elif options: raise ValueError(f'options {sorted(options)} are for models made by name, found a {type(model).__name__}')
-    if compile: model.compile(backend=compile)
+    if compile is None: return model
+    known = torch.compiler.list_backends(exclude_tags=())
+    if compile not in known: raise ValueError(f'compile: expected one of {", ".join(known)}, found {compile!r}')
+    model.compile(backend=compile)
     return model
+
+def _rate(name, rate, default):
+    "A learning rate or a multiple of one. Raises `ValueError` for a negative number, nan and infinity"
+    if rate is None: return default
+    if isinstance(rate, (int, float)) and not 0 <= rate < float('inf'): raise ValueError(f'{name}: expected a number from 0, found {rate}')
+    return rate
 
 def _switches(precision, accumulate, channels_last):
     if precision not in (None, 'fp16', 'bf16'): raise ValueError(f"precision: expected None, 'fp16' or 'bf16', found {precision!r}")
@@ -247,7 +256,9 @@ def _switches(precision, accumulate, channels_last):
 def _class_weights(weights, dls, n_classes):
     if not isinstance(weights, str): return weights
     if weights != 'sqrt': raise ValueError(f"weights: expected 'sqrt', None or a tensor, found {weights!r}")
-    return class_weights(training_counts(dls, n_classes))
+    counts = training_counts(dls, n_classes)
+    if not counts.any(): raise ValueError('training masks: expected pixels with a label, found void only')
+    return class_weights(counts)
 
 # %% ../../nbs/training/33_learner.ipynb #55d8b6c6
 def segmentation_learner(
@@ -273,5 +284,5 @@ def segmentation_learner(
     cbs = [LossParts(), TellProgress(), CheckFinite(), *_switches(precision, accumulate, channels_last), *L(cbs)]
     keep_memory()
     return SegmentationLearner(dls, model, SegmentationLoss(model.loss_parts, _class_weights(weights, dls, card.n_classes)),
-                   head_first(r['opt_func'], head_lr or r['head_lr']), lr=lr or r['lr'], wd_bn_bias=r['wd_bn_bias'], splitter=param_groups,
+                   head_first(r['opt_func'], _rate('head_lr', head_lr, r['head_lr'])), lr=_rate('lr', lr, r['lr']), wd_bn_bias=r['wd_bn_bias'], splitter=param_groups,
                    metrics=segmentation_metrics(card) if metrics is None else metrics, cbs=cbs, path=path)
