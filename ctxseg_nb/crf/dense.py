@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import torch, torch.nn.functional as F
 from torch import nn
-from ..core import at_least_float32, full_precision
+from ..core import at_least_float32, finite_scores, full_precision
 
 # %% auto #0
 __all__ = ['ExactGaussian', 'SeparableGaussian', 'PermutohedralLattice', 'DenseCRF', 'boundary_band']
@@ -201,7 +201,6 @@ def _check(unary, image, compatibility):
     b, k, h, w = unary.shape
     if image.shape != (b, 3, h, w): raise ValueError(f'image: expected {(b, 3, h, w)} for unary {tuple(unary.shape)}, found {tuple(image.shape)}')
     if compatibility is not None and len(compatibility) != k: raise ValueError(f'compatibility: expected {(k, k)} for unary {tuple(unary.shape)}, found {tuple(compatibility.shape)}')
-    if unary.isnan().any(): raise ValueError(f'unary: expected scores, found {int(unary.isnan().sum())} nan')
     low, high = image.min().item(), image.max().item()
     if not (low > -1 and high < 256): raise ValueError(f'image: expected RGB of 0..255, found {low:.4g}..{high:.4g}')
 
@@ -256,7 +255,7 @@ def _forward(self,
     "Refine scores by their picture. Raises `ValueError` naming the tensor that does not fit"
     unary, image = (x.as_subclass(torch.Tensor) for x in (unary, image))
     _check(unary, image, self.compatibility)
-    z = at_least_float32(unary)
+    z = finite_scores(at_least_float32(unary))
     C = None if self.compatibility is None else self.compatibility.to(z)
     with full_precision(z):
         out = [_mean_field(z_i.flatten(1).T.contiguous(), list(zip((self.w_bilateral, self.w_spatial), self.kernels(x_i.to(z)))), C, self.n_iters)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Callable
 import torch, torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
-from ..core import IGNORE, at_least_float32, check_labels, full_precision, shared_mean
+from ..core import IGNORE, at_least_float32, check_labels, finite_scores, full_precision, shared_mean
 
 # %% auto #0
 __all__ = ['RELATIONS', 'exact_crf', 'range_box_edges', 'pair_nll', 'piecewise_nll', 'mean_field']
@@ -18,6 +18,9 @@ def _check(unary_scores, pair_scores, edges):
     if unary_scores.ndim != 2 or not unary_scores.is_floating_point():
         raise ValueError(f'unary scores: expected floating (N, K), found {tuple(unary_scores.shape)} of {unary_scores.dtype}')
     _check_edges(edges, len(unary_scores)); _check_pairs(pair_scores, edges, unary_scores.shape[1])
+
+def _unaries(scores): return finite_scores(at_least_float32(scores), 'unary scores')
+def _pairs(scores): return finite_scores(scores, 'pair scores')
 
 def _check_edges(edges, N):
     if edges.ndim != 2 or len(edges) != 2 or edges.dtype not in (torch.int64, torch.int32):
@@ -47,7 +50,7 @@ def exact_crf(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # log Z (), marginals (N, K), MAP labels (N,)
     "A conditional random field by enumeration of its K**N labellings (Lin et al. 2017, eqs. 1 and 6). Raises `ValueError` when they are too many"
     _check(unary, pairwise, edges)
-    y, score = _enumerate(at_least_float32(unary), at_least_float32(pairwise), edges)
+    y, score = _enumerate(_unaries(unary), _pairs(at_least_float32(pairwise)), edges)
     P, (N, K) = score.softmax(0), unary.shape
     marginals = torch.stack([P.view(K**i, K, -1).sum((0, 2)) for i in range(N)])
     return score.logsumexp(0), marginals, y[score.argmax()]
@@ -97,11 +100,11 @@ def _by_chunk(f, pair_scores, edges, K):
     there = not callable(pair_scores) and pair_scores.device.type == 'cpu'
     n, E = max(1, (_IN_CACHE if there else _AT_ONCE)//K**2), edges.shape[1]
     chunks = [slice(0, E)] if torch.compiler.is_compiling() else [slice(i, min(i + n, E)) for i in range(0, max(E, 1), n)]
-    if not callable(pair_scores): yield from ((c, f(c, W)) for c, W in zip(chunks, pair_scores.split(n))); return
+    if not callable(pair_scores): yield from ((c, f(c, _pairs(W))) for c, W in zip(chunks, pair_scores.split(n))); return
     def computed(c, e):    # a tensor among the arguments tells `checkpoint` whose random numbers to keep
         W = pair_scores(c)
         _check_pairs(W, e, K)
-        return f(c, W)
+        return f(c, _pairs(W))
     for c in chunks:
         args = c, edges[:, c]
         yield c, checkpoint(computed, *args, use_reentrant=False) if torch.is_grad_enabled() else computed(*args)
@@ -143,7 +146,7 @@ def piecewise_nll(
     for W, e in relations: _check(unary_scores, W, e)
     _check_labels(labels, K, ignore_index)
     if len(labels) != len(unary_scores): raise ValueError(f'labels: expected ({len(unary_scores)},) as there are unary scores, found {tuple(labels.shape)}')
-    nll = F.cross_entropy(at_least_float32(unary_scores), labels.long(), ignore_index=ignore_index, reduction='sum')
+    nll = F.cross_entropy(_unaries(unary_scores), labels.long(), ignore_index=ignore_index, reduction='sum')
     if reduction == 'mean': nll = shared_mean(nll, (labels != ignore_index).sum())
     return nll + sum(pair_nll(W, labels, e, K, ignore_index, reduction) for W, e in relations)
 
@@ -173,7 +176,7 @@ def mean_field(
     relations = _relations(pair_scores, edges)
     for W, e in relations: _check(unary_scores, W, e)
     if n_iters < 0 or not 0 <= damping < 1: raise ValueError(f'expected n_iters ≥ 0 and 0 ≤ damping < 1, found {n_iters} and {damping}')
-    z = s = at_least_float32(unary_scores)
+    z = s = _unaries(unary_scores)
     for _ in range(n_iters):
         Q = s.softmax(1)
         s = damping*s + (1 - damping)*(z + sum(_received(Q, W, e) for W, e in relations))

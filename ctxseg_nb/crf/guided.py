@@ -7,36 +7,36 @@ from __future__ import annotations
 from functools import cached_property
 import torch, torch.nn.functional as F
 from torch import nn
-from ..core import IGNORE, IMAGENET_STATS, at_least_float32, check_labels, full_precision, plain, shared_mean
+from ..core import IGNORE, IMAGENET_STATS, at_least_float32, can_check_values, check_labels, finite_scores, full_precision
+from ..core import highest_precision, plain, shared_mean
 
 # %% auto #0
 __all__ = ['COMPATIBILITIES', 'GuidedKernel', 'guided_filter', 'guided_self', 'label_compatibility', 'GuidanceCRF']
 
 # %% ../../nbs/crf/22_guided.ipynb #393f426c
+def _sum_windows(x, radius):
+    "Sums over the window of 2·radius+1 squared around each pixel (..., H, W), cut off at the border"
+    for dim in (-1, -2):
+        n = x.shape[dim]
+        r = radius if torch.compiler.is_compiling() else min(radius, n - 1)   # a graph holds for every size
+        L = 2*r + 1
+        blocks = -(-n//L) + 1
+        pad = r + 1, blocks*L - n - r - 1
+        c = F.pad(x, pad if dim == -1 else (0, 0, *pad)).unflatten(dim, (blocks, L)).cumsum_(dim)
+        before, after = c.narrow(dim - 1, 0, blocks - 1), c.narrow(dim - 1, 1, blocks - 1)
+        x = (after - before).add_(before.narrow(dim, L - 1, 1)).flatten(dim - 1, dim).narrow(dim, 0, n)
+    return x
+
 class _BoxSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, radius):
         ctx.radius = radius
-        for dim in (-1, -2):
-            n, c, x = x.shape[dim], x.cumsum(dim), torch.empty_like(x)
-            r, last = min(radius, n - 1), c.narrow(dim, n - 1, 1)
-            a, b = sorted((r + 1, n - r))       # windows before a begin with the line, those from b on end with it
-            x.narrow(dim, 0, a).copy_(c.narrow(dim, r, a))
-            torch.sub(last, c.narrow(dim, b - r - 1, n - b), out=x.narrow(dim, b, n - b))
-            if b == n - r: torch.sub(c.narrow(dim, a + r, b - a), c.narrow(dim, 0, b - a), out=x.narrow(dim, a, b - a))
-            else: x.narrow(dim, a, b - a).copy_(last)
-        return x
+        return _sum_windows(x, radius)
 
     @staticmethod
     def backward(ctx, d): return _BoxSum.apply(d, ctx.radius), None
 
-def _box_sum(x, radius):
-    "Sums over the window of 2·radius+1 squared around each pixel (..., H, W), cut off at the border"
-    if not torch.compiler.is_compiling(): return _BoxSum.apply(x, radius)
-    for dim, before in ((-1, ()), (-2, (0, 0))):   # the same in operations that a graph can hold for every size
-        c = F.pad(x, (*before, radius + 1, radius)).cumsum(dim)
-        x = c.narrow(dim, 2*radius + 1, x.shape[dim]) - c.narrow(dim, 0, x.shape[dim])
-    return x
+def _box_sum(x, radius): return (_sum_windows if torch.compiler.is_compiling() else _BoxSum.apply)(x, radius)
 
 # %% ../../nbs/crf/22_guided.ipynb #67669c3b
 def _inverse(a, b, c, d, e, f, eps):
@@ -54,6 +54,7 @@ def _inverse(a, b, c, d, e, f, eps):
 def _check_guide(guide, radius, eps):
     if guide.ndim != 4 or guide.shape[1] != 3 or not guide.numel(): raise ValueError(f'guide: expected (B, 3, H, W), found {tuple(guide.shape)}')
     if radius != int(radius) or radius < 0: raise ValueError(f'radius: expected a whole number of pixels, 0 or more, found {radius}')
+    if can_check_values(guide) and not guide.isfinite().all(): raise ValueError('guide: expected finite colours, found inf or nan')
     if not eps > 0: raise ValueError(f'eps: expected a positive number, found {eps}')
 
 def _check_maps(v, guide, name):
@@ -70,7 +71,7 @@ class GuidedKernel:
         eps: float,           # ε, the variance of colours that counts as flat; in units of `guide`, squared
     ):
         _check_guide(guide, radius, eps)
-        I = plain(guide).double()
+        I = highest_precision(plain(guide))
         self.I, self.radius = I - I.mean((2, 3), keepdim=True), radius
         self.n = _box_sum(torch.ones_like(I[:1, :1]), radius)   # (1, 1, H, W) pixels in each window
         self.μ = self.mean(self.I)
@@ -114,11 +115,12 @@ def guided_filter(
     eps: float,           # ε, the variance of colours that counts as flat; in units of `guide`, squared
 ) -> torch.Tensor:  # (B, K, H, W) of the type of `src`; computed in float32 at least
     "Smooth maps, except where the guide has edges (He et al. 2013). Differentiable in both. Raises `ValueError` naming what does not fit"
+    if can_check_values(src) and not src.isfinite().all(): raise ValueError('src: expected finite values, found inf or nan')
     return GuidedKernel(guide, radius, eps)(src)
 
 # %% ../../nbs/crf/22_guided.ipynb #600369d0
 def _self_term(self):
-    "k_ii (B, 1, H, W), float64"
+    "k_ii (B, 1, H, W), in the highest precision"
     I, μ, S = self.I, self.μ, self.S
     Sμ = (S*μ[:, None]).sum(2)                                        # (B, 3, H, W)
     const, linear, square = (self.mean(t/self.n) for t in (1 + (μ*Sμ).sum(1, keepdim=True), Sμ, S))
@@ -135,7 +137,7 @@ def guided_self(
     guide: torch.Tensor,  # (B, 3, H, W) colours
     radius: int,          # pixels, as of `guided_filter`
     eps: float,           # as of `guided_filter`
-) -> torch.Tensor:  # (B, 1, H, W) float64
+) -> torch.Tensor:  # (B, 1, H, W) float64; float32 on Apple's devices
     "The diagonal k_ii of the guided filter's kernel: the weight of a pixel in its own mean"
     return GuidedKernel(guide, radius, eps).self_term
 
@@ -172,7 +174,7 @@ class GuidanceCRF(nn.Module):
         if n_iters < 0: raise ValueError(f'n_iters: expected 0 or more, found {n_iters}')
         self.radius, self.eps, self.n_iters, self.form = radius, eps, n_iters, form
         self.w, self.lam = (nn.Parameter(torch.tensor(float(v))) for v in (w, lam))
-        for name, s in zip(('mean', 'std'), stats): self.register_buffer(name, 255*torch.tensor(s, dtype=torch.float64).view(3, 1, 1), persistent=False)
+        self.stats = stats
 
 # %% ../../nbs/crf/22_guided.ipynb #4f80b11a
 def _prepare(self, unary, image):
@@ -180,16 +182,17 @@ def _prepare(self, unary, image):
     unary, image = (plain(t) for t in (unary, image))
     if image.ndim != 4 or image.shape[1] != 3: raise ValueError(f'image: expected (B, 3, H, W), found {tuple(image.shape)}')
     _check_maps(unary, image, 'unary')
-    I = image.double()*self.std + self.mean
-    if I.device.type == 'cpu' and not torch.compiler.is_compiling() and not -512 < I.min() <= I.max() < 768:
+    channels = highest_precision(image).unbind(1)
+    I = torch.stack([255*s*x + 255*m for x, m, s in zip(channels, *self.stats)], 1)
+    if can_check_values(I) and not -512 < I.min() <= I.max() < 768:
         raise ValueError(f'image: expected a normalised one, found colours {I.min():.4g}..{I.max():.4g} when it is brought back to 0..255')
-    return at_least_float32(unary), GuidedKernel(I, self.radius, self.eps)
+    return finite_scores(at_least_float32(unary)), GuidedKernel(I, self.radius, self.eps)
 
 def _compatibility(self, z, presence):
     "C (B, K, K)"
     if presence is None: return label_compatibility(z.new_zeros(z.shape[:2]), 0.)
     if presence.shape != z.shape[:2]: raise ValueError(f'presence: expected {tuple(z.shape[:2])} for unary {tuple(z.shape)}, found {tuple(presence.shape)}')
-    return label_compatibility(plain(presence).to(z.dtype), self.lam, self.form)
+    return label_compatibility(finite_scores(plain(presence).to(z.dtype), 'presence'), self.lam, self.form)
 
 def _update(self, z, C, sent):
     "z_i(l) - w Σ_l' C(l, l') sent_i(l'), log-normalised (B, K, H, W), where sent_i(l') = Σ_{j≠i} k_ij Q_j(l')"

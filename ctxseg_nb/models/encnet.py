@@ -14,14 +14,23 @@ from .segmentor import Segmentor, classifier, create_model, head_width, register
 __all__ = ['assign', 'encode', 'Encoding', 'Semantics', 'ContextEncoding', 'presence_target', 'SELoss', 'EncNetHead', 'encnet']
 
 # %% ../../nbs/models/13_encnet.ipynb #79005b6d
+def _centred(x, d):
+    "Features and codewords, seen from the mean of the codewords: (B, C, N), (K, C)"
+    m = d.detach().mean(0)   # the residuals do not depend on it, so it has no gradient
+    return x - m[:, None], d - m
+
+def _assign(x, d, s):
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True)   # (B, 1, N), without a tensor of squares
+    r2 = length.square() - 2*d @ x + d.square().sum(1)[:, None]   # (B, K, N)
+    return (-s[:, None]*r2).softmax(1)
+
 def assign(
     x: torch.Tensor,  # (B, C, N) features
     d: torch.Tensor,  # (K, C) codewords
     s: torch.Tensor,  # (K,) smoothing factors
 ) -> torch.Tensor:  # (B, K, N), sums to one over K
     "Soft assignment: the softmax over k of -s_k‖x_i - d_k‖² (Zhang et al. 2018, eq. 1)"
-    r2 = x.square().sum(1, keepdim=True) - 2*d @ x + d.square().sum(1)[:, None]   # (B, K, N)
-    return (-s[:, None]*r2).softmax(1)
+    return _assign(*_centred(x, d), s)
 
 # %% ../../nbs/models/13_encnet.ipynb #3fee7720
 def encode(
@@ -30,7 +39,8 @@ def encode(
     s: torch.Tensor,  # (K,) smoothing factors
 ) -> torch.Tensor:  # (B, K, C)
     "Residual encoders: residuals summed with their assignment weights, by matrix products (Zhang et al. 2018, eq. 1)"
-    a = assign(x, d, s)
+    x, d = _centred(x, d)
+    a = _assign(x, d, s)
     return a @ x.mT - a.sum(2, keepdim=True)*d
 
 # %% ../../nbs/models/13_encnet.ipynb #93241bac

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import torch
 from torch import nn
+from ..core import finite_scores
 from .backbones import conv_bn_relu
 from .segmentor import Segmentor, upsample
 
@@ -32,6 +33,8 @@ class RefineHead(nn.Module):
         return {'logits': z + self.join(torch.cat([*fine, z], 1))}
 
 # %% ../../nbs/models/19_refine.ipynb #7f87f8e6
+_LOWEST = -103.  # log-probability, about the log of the smallest number that float32 can hold
+
 class WithScores(nn.Module):
     "A trunk's maps, and the log-probabilities (B, K, ⌈H/stride⌉, ⌈W/stride⌉) of a model that stays as it is"
     def __init__(self,
@@ -47,7 +50,7 @@ class WithScores(nn.Module):
     def train(self, mode=True): super().train(mode); self.coarse.eval(); return self
 
     def forward(self, x):
-        with torch.no_grad(): z = self.coarse(x).log_softmax(1)
+        with torch.no_grad(): z = finite_scores(self.coarse(x), 'coarse scores').log_softmax(1).clamp(min=_LOWEST)
         return [*self.trunk(x), upsample(z, [-(-n//self.stride) for n in x.shape[-2:]])]
 
 def refined(

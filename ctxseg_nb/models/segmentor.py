@@ -11,7 +11,7 @@ import numpy as np, torch, torch.nn.functional as F
 from safetensors.torch import save
 from torch import nn
 from .. import core
-from ..core import IGNORE, IMAGENET_STATS, at_least_float32, atomic_write, shared_mean
+from ..core import IGNORE, IMAGENET_STATS, at_least_float32, atomic_write, check_n_classes, shared_mean
 from .backbones import conv_bn_relu, create_backbone, known_backbones, load_tensors, unknown_name
 
 # %% auto #0
@@ -170,8 +170,9 @@ def create_model(
     aux: bool = False,      # an auxiliary FCN head in training?
     **options,              # to the head; JSON can hold them
 ) -> Segmentor:
-    "A model by name, with its `config`. Raises `ValueError` with the closest names for an unknown one"
+    "A model by name, with its `config`. Raises `ValueError` with the closest names for an unknown one, and for more than 255 classes"
     if name not in MODELS and name not in known_models(): raise unknown_name('model', name, MODELS)
+    check_n_classes(n_classes)
     opts = backbone_options or {}
     net = create_backbone(backbone, **opts)
     model = Segmentor(net, MODELS[name](net.channels, n_classes, **options), FCNHead(net.channels[-2:-1] or net.channels, n_classes) if aux else None)
