@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from ..core import IGNORE, IMAGENET_STATS, Card, atomic_write, check_labels, keep_memory, write_figure, write_json
+from ..core import IGNORE, IMAGENET_STATS, Card, atomic_write, check_labels, check_n_classes, keep_memory, write_figure, write_json
 from ..data.datasets import check_mask, load_image, load_mask
 from ..data.pascal import voc_palette
 from .multiscale import predict_multiscale
@@ -80,7 +80,9 @@ def labeller(
     keep_memory()
     def label(picture):
         x, by = _as_input(picture, stats).to(_device(model)), base/max(picture.shape[:2]) if base else 1
-        score, labels = predict_multiscale(model, x, [s*by for s in scales], flip=flip, **options)[0].max(0)
+        scores = predict_multiscale(model, x, [s*by for s in scales], flip=flip, **options)[0]
+        check_n_classes(len(scores), 'model')
+        score, labels = scores.max(0)
         if not score.isfinite().all(): raise ValueError('model: expected finite scores, found inf or nan')
         return labels.byte().cpu().numpy()
     return label

@@ -68,6 +68,7 @@ def aux_loss(
     key: str = 'aux',      # of the logits (B, K, h, w) in `out`, which are interpolated to the target's size
 ) -> torch.Tensor:  # scalar, float32 at least; 0 where nothing is labelled
     "Mean cross-entropy of an auxiliary segmentation over the labelled pixels"
+    check_n_classes(out[key].shape[1])
     z = out[key] if out[key].shape[-2:] == target.shape[-2:] else upsample(out[key], target.shape[-2:])
     return shared_mean(F.cross_entropy(at_least_float32(z), target, ignore_index=IGNORE, reduction='sum'), (target != IGNORE).sum())
 
