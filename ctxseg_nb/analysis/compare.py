@@ -118,17 +118,27 @@ def run_experiment(
     report: Callable = print,  # is told each finished run in a line
     **inputs,                 # what the experiment `needs`: where data and weights lie on this machine
 ) -> dict:  # the results, as `read_results` gives them
-    "Run arms with all seeds, or those that are missing, and write `out`/`name`.json after each; with IoU and share of the pixels of each class, where the counts are at hand"
+    "Run arms with all seeds, or those that are missing, and write `out`/`name`.json after each; with IoU and share of the pixels of each class, where the counts are at hand. Several processes may do so at once: each run is made and written once"
     ex, file = check_experiment(name, arms, inputs), Path(out)/f'{name}.json'
     for arm, seed in ((a, s) for s in range(seeds) for a in arms or ex.arms):
-        if (arm, seed) in {(r['arm'], r['seed']) for r in _begin(ex, file)['runs']}: continue
-        run = _one_run(ex, arm, seed, inputs, work)
-        with FileLock(Path(work)/name/'lock'):   # another process may be adding other arms
-            results = _begin(ex, file)
-            write_json(file, results | dict(runs=results['runs'] + [run]))
+        if _done(ex, file, arm, seed): continue
+        with _locked(_counts_file(work, ex, arm, seed)):   # who comes second waits, and finds it done
+            if _done(ex, file, arm, seed): continue
+            run = _one_run(ex, arm, seed, inputs, work)
+            with _locked(file):
+                if _done(ex, file, arm, seed): continue   # by a process with another `work`
+                results = _begin(ex, file)
+                write_json(file, results | dict(runs=results['runs'] + [run]))
         report(f'{arm} seed {seed}: ' + '  '.join(f'{k} {100*v:.1f}' for k, v in run['figures'].items()))
-    with FileLock(Path(work)/name/'lock'): _compare(ex, file, work)
+    with _locked(file): _compare(ex, file, work)
     return read_results(file)
+
+def _done(ex, file, arm, seed): return (arm, seed) in {(r['arm'], r['seed']) for r in _begin(ex, file)['runs']}
+
+def _locked(file):
+    "A lock for a file, on a hidden file beside it"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(file.with_name(f'.{file.name}.lock'))
 
 # %% ../../nbs/analysis/50_compare.ipynb #90512fea
 def _compare(ex, file, work):

@@ -4,17 +4,18 @@
 
 # %% ../../nbs/analysis/51_frozen.ipynb #de555168
 from __future__ import annotations
-import json, zlib
+import hashlib, json, zlib
 from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
 import fastai.callback.progress, fastai.callback.schedule  # they give Learner no_bar and fit_one_cycle
 from fastai.basics import Callback, CancelValidException, DataLoader, DataLoaders, Learner, OptimWrapper, set_seed
+from filelock import FileLock
 from PIL import Image
 from torch import nn
 from .compare import image_counts, mean_iou_of
-from ..core import IMAGENET_STATS, checksum, write_json
+from ..core import IMAGENET_STATS, atomic_write, checksum, write_json
 from ..models.guidance import oracle_classes
 from ..models.segmentor import create_model
 from ..training.learner import TellProgress
@@ -35,15 +36,23 @@ def picture(
     return ((torch.from_numpy(small.copy()).permute(2, 0, 1).float()/255 - mean)/std)[None]
 
 # %% ../../nbs/analysis/51_frozen.ipynb #9add6d75
+def _stamp(path):
+    "Path, size and time of change of a file; of an annotation file for one of its pictures"
+    file = next((p for p in (Path(path), Path(path).parent) if p.is_file()), None)
+    return str(path), file and (file.stat().st_size, file.stat().st_mtime_ns)
+
 def fingerprint(
     ds,                     # a `SegDataset`
     split: str,             # 'train' or 'val', say
     size: tuple[int, int],  # (H, W), pixels
     backbone: nn.Module,    # gives the features
 ) -> str:
-    "A name for the features of a split, which changes with each of these, with the pictures' names and with the weights"
-    pictures = zlib.crc32(' '.join(Path(p).name for p, _ in ds.split(split)).encode())
-    return f'{ds.card.name}{ds.card.n_classes}-{split}-{size[0]}x{size[1]}-{pictures:08x}-{checksum(backbone.state_dict())}'
+    "A name for the features of a split, which changes with each of these, with the files, and with the backbone's weights and structure"
+    data = type(ds).__qualname__, ds.options, ds.table.tolist(), ds.card.codes
+    files = [(_stamp(image), _stamp(mask)) for image, mask in ds.split(split)]
+    net = checksum(backbone.state_dict(), f'{backbone.channels} {backbone.strides} {backbone!r}')
+    about = hashlib.sha256(repr(('features 2', data, files, net)).encode()).hexdigest()[:16]
+    return f'{ds.card.name}{ds.card.n_classes}-{split}-{size[0]}x{size[1]}-{about}'
 
 # %% ../../nbs/analysis/51_frozen.ipynb #8309a1cc
 @torch.inference_mode()
@@ -53,14 +62,15 @@ def _maps_of(ds, path, size, backbone):
     return backbone.eval()(torch.cat([x, x.flip(-1)]))[-1].half().numpy()
 
 def _write_features(file, ds, pairs, size, backbone):
-    "(n, 2, C, h, w) float16"
-    out = None
-    for i, (path, _) in enumerate(pairs):
-        maps = _maps_of(ds, path, size, backbone)
-        if out is None: out = np.lib.format.open_memmap(file, 'w+', np.float16, (len(pairs), *maps.shape))
-        out[i] = maps
-    out.flush()
-    return out
+    "(n, 2, C, h, w) float16; gives their shape and checksum"
+    with atomic_write(file) as tmp:
+        out = None
+        for i, (path, _) in enumerate(pairs):
+            maps = _maps_of(ds, path, size, backbone)
+            if out is None: out = np.lib.format.open_memmap(tmp, 'w+', np.float16, (len(pairs), *maps.shape))
+            out[i] = maps
+        out.flush()
+    return list(out.shape), zlib.crc32(out)
 
 def _read_mask(ds, path, size): return np.asarray(Image.fromarray(ds.read_mask(path)).resize(size[::-1], Image.NEAREST))
 
@@ -75,20 +85,26 @@ def frozen_features(
     "Features of a split, computed at the first call and read, and checked, at later ones. `ValueError` names a damaged file"
     name, pairs = fingerprint(ds, split, size, backbone), ds.split(split)
     file, masks, card = (Path(folder)/f'{name}{end}' for end in ('.npy', '-masks.npy', '.json'))
-    if card.exists():
-        maps = _checked(file, json.loads(card.read_text()))
-        if np.allclose(maps[0], _maps_of(ds, pairs[0][0], size, backbone), .01, .01): return maps, np.load(masks)
     file.parent.mkdir(parents=True, exist_ok=True)
-    maps = _write_features(file, ds, pairs, size, backbone)
-    np.save(masks, np.stack([_read_mask(ds, m, size) for _, m in pairs]))
-    write_json(card, dict(shape=maps.shape, crc=zlib.crc32(maps)))
-    return maps, np.load(masks)
+    with FileLock(file.with_suffix('.lock')):
+        if card.exists():
+            maps, labels = _stored(file, masks, card)
+            again = _maps_of(ds, pairs[0][0], size, backbone)
+            if again.shape == maps[0].shape and np.allclose(maps[0], again, .01, .01): return maps, labels
+        labels = np.stack([_read_mask(ds, m, size) for _, m in pairs])
+        with atomic_write(masks) as tmp, open(tmp, 'wb') as f: np.save(f, labels)
+        shape, crc = _write_features(file, ds, pairs, size, backbone)
+        write_json(card, dict(shape=shape, crc=crc, masks=zlib.crc32(labels)))
+    return np.load(file, mmap_mode='r'), labels
 
-def _checked(file, card):
-    maps = np.load(file, mmap_mode='r')
-    if list(maps.shape) != card['shape'] or zlib.crc32(maps) != card['crc']:
-        raise ValueError(f'{file}: damaged, its checksum is not the one it was written with; delete {file.stem}.* to make it anew')
-    return maps
+def _stored(file, masks, card):
+    "Maps and labels as they were written. Raises `ValueError` for a damaged file"
+    try:
+        about, maps, labels = json.loads(card.read_text()), np.load(file, mmap_mode='r'), np.load(masks)
+        sound = (list(maps.shape), zlib.crc32(maps), zlib.crc32(labels)) == (about['shape'], about['crc'], about['masks'])
+    except (OSError, EOFError, ValueError, LookupError, TypeError): sound = False
+    if not sound: raise ValueError(f'{file}: damaged, it or a file beside it is not as it was written; delete {file.stem}* to make it anew')
+    return maps, labels
 
 # %% ../../nbs/analysis/51_frozen.ipynb #f5b6ebde
 class OnFeatures(nn.Module):

@@ -10,9 +10,8 @@ from copy import copy
 from dataclasses import dataclass
 import numpy as np
 from fastprogress.fastprogress import progress_bar
-from PIL import Image
 from ..core import IGNORE
-from .datasets import SegDataset, _reading, check_mask
+from .datasets import SegDataset, check_mask, image_size, missing_classes
 
 # %% auto #0
 __all__ = ['FAULTS', 'SplitReport', 'CheckReport', 'check_dataset', 'print_report']
@@ -31,14 +30,7 @@ def _listed(ds, split):
 # %% ../../nbs/data/11_check.ipynb #b2b0b1b6
 def _shape(ds, image):
     "(height, width) of a picture that is all there; where a data set reads pictures in its own way, as it does"
-    if type(ds).read is not SegDataset.read: return ds.read(image).shape[:2]
-    with _reading(image, 'image'), Image.open(image) as im:
-        (w, h), lies = im.size, 'exif' in im.info and im.getexif().get(0x0112, 1) > 4
-        if im.format == 'JPEG':
-            im.draft('L', (1, 1))
-            im.load()
-        else: im.verify()
-    return (w, h) if lies else (h, w)
+    return image_size(image) if type(ds).read is SegDataset.read else ds.read(image).shape[:2]
 
 # %% ../../nbs/data/11_check.ipynb #654a8550
 @contextmanager
@@ -56,14 +48,15 @@ def _inspect(ds, image, mask):
     with _noted(faults, 'unreadable'): raw = ds._labels(mask) if mask else None
     if raw is None: return faults, pixels
     with _noted(faults, 'labels'):
-        check_mask(raw, ds.n_labels, mask)
-        np.add.at(pixels, ds.table, np.bincount(raw.ravel(), minlength=256).astype(np.uint32))
+        labels = check_mask(raw, ds.n_labels, mask)
+        np.add.at(pixels, ds.table, np.bincount(labels.ravel(), minlength=256).astype(np.uint32))
     with _noted(faults, 'sizes'): check_mask(raw, 256, mask, shape, image)
     return faults, pixels
 
 # %% ../../nbs/data/11_check.ipynb #8439f7cc
 FAULTS = dict(missing='missing', unreadable='not readable', labels='with labels out of range',
-             sizes='of another size than the picture', number='other than the official number')
+             sizes='of another size than the picture', number='other than the official number',
+             classes='without classes to learn')
 
 @dataclass
 class SplitReport:
@@ -93,11 +86,14 @@ class CheckReport:
 def _report(ds, split, pairs, missing, found):
     "The `SplitReport` of `pairs`, of which those in `found` were looked at"
     seen, K = [found[p] for p in pairs if p in found], ds.card.n_classes
-    faults = {kind: [text for fs, _ in seen for k, text in fs if k == kind] for kind in FAULTS}
+    noted = [fault for faults, _ in seen for fault in faults]
+    pixels, pictures = sum((p for _, p in seen), np.zeros(256, int)), sum((p > 0 for _, p in seen), np.zeros(256, int))
+    if split == ds.splits[0] and pixels.any():
+        with _noted(noted, 'classes'): missing_classes(pixels[:K], pixels[IGNORE], ds.card.codes, f'{split}: {len(seen)} masks')
+    faults = {kind: [text for k, text in noted if k == kind] for kind in FAULTS}
     faults['missing'] = [*missing.values(), *faults['missing']]
     official = getattr(ds, 'counts', {}).get(split)
     if pairs and official not in (None, len(pairs)): faults['number'] = [f'{split}: {len(pairs)} pictures, officially {official}']
-    pixels, pictures = sum((p for _, p in seen), np.zeros(256, int)), sum((p > 0 for _, p in seen), np.zeros(256, int))
     return SplitReport(len(pairs), official, len(seen), {k: f for k, f in faults.items() if f}, pixels[:K], pictures[:K], int(pixels[IGNORE]))
 
 # %% ../../nbs/data/11_check.ipynb #769a44d4
@@ -133,13 +129,13 @@ def _lines(report, most):
     for name, s in report.splits.items():
         void = s.void/max(1, s.void + s.pixels.sum())
         yield f'{name}: {s.n} pictures, {s.seen} looked at' + (f'; {(s.pixels > 0).sum()} classes occur, {void:.1%} void' if s.seen else '')
+        never = [c for c, n in zip(ds.card.codes, s.pixels) if not n]
+        if 0 < len(never) < K: yield f'  no pixel of {len(never)} classes: {", ".join(never)}'
         for kind, found in s.faults.items():
             yield f'  {len(found)} {FAULTS[kind]}'
             yield from (f'    {line}'.replace(f' {ds.get}', '') for line in found[:most])
             if len(found) > most: yield f'    ... and {len(found) - most} more'
     for name in report.absent: yield f'{name}: not there, and not needed'
-    never = [c for c, n in zip(ds.card.codes, sum(s.pixels for s in report.splits.values())) if not n]
-    if 0 < len(never) < K: yield f'in no picture: {", ".join(never)}'
     if any('missing' in s.faults for s in report.splits.values()): yield ds.get
     yield f'{len(report.faults)} fault{"s"*(len(report.faults) > 1)}' if report.faults else 'OK'
 

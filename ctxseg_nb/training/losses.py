@@ -24,6 +24,7 @@ def count_labels(
     counts = torch.zeros(n_classes, dtype=torch.long)
     for i, mask in enumerate(masks):
         m = mask if isinstance(mask, torch.Tensor) else torch.from_numpy(np.array(mask))
+        if m.is_floating_point(): raise ValueError(f'mask {i}: expected integers, found {m.dtype}')
         m = m.as_subclass(torch.Tensor).cpu().flatten().long()
         check_labels(m, n_classes, ignore_index, name=f'mask {i}')
         counts += torch.bincount(m[m != ignore_index], minlength=n_classes)
@@ -33,12 +34,13 @@ def count_labels(
 def class_weights(
     counts,             # (K,) pixels of each class
     power: float = 0.5,  # a in 1/frequency^a: 0 no weights, 1 all classes alike
-) -> torch.Tensor:  # (K,) float32, mean 1 over the classes that occur; 1 for those that don't
+) -> torch.Tensor:  # (K,) float32, mean 1 over the classes that occur; those that don't weigh as much as the rarest that does
     "Weights 1/frequency^power for a weighted cross-entropy"
     counts = torch.as_tensor(counts).double()
     occurs = counts > 0
-    w = counts.where(occurs, 1.)**-power
-    return (w/w[occurs].mean()).where(occurs, 1.).float()
+    if not occurs.any(): return torch.ones(len(counts))
+    w = counts.where(occurs, counts[occurs].min())**-power
+    return (w/w[occurs].mean()).float()
 
 # %% ../../nbs/training/30_losses.ipynb #0084960f
 def _check_shapes(logits, target, weight):
@@ -51,15 +53,16 @@ def _check_shapes(logits, target, weight):
 # %% ../../nbs/training/30_losses.ipynb #1c82e105
 def pixel_cross_entropy(
     logits: torch.Tensor,  # (B, K, H, W), any floating type
-    target: torch.Tensor,  # (B, H, W) labels
+    target: torch.Tensor,  # (B, H, W) labels, integers of any type
     weight: torch.Tensor | None = None,  # (K,) class weights
     ignore_index: int = IGNORE,  # label of void pixels
     reduction: str = 'mean',  # 'mean' over the batch, or 'none': one mean for each image
 ) -> torch.Tensor:  # scalar, or (B,)
     "Weighted mean of the cross-entropy over valid pixels, 0 without any; at least float32. Raises `ValueError` for shapes that don't match and, on the CPU, for labels outside 0..K-1"
     _check_shapes(logits, target, weight)
+    target = target.long()
     if target.device.type == 'cpu': check_labels(target, logits.shape[1], ignore_index)
-    valid, target = target != ignore_index, target.long()
+    valid = target != ignore_index
     ce = F.cross_entropy(at_least_float32(logits), target, ignore_index=ignore_index, reduction='none')  # (B, H, W), 0 at void
     w = valid.to(ce)
     if weight is not None: w = w*weight.to(ce)[target.where(valid, 0)]
@@ -89,6 +92,7 @@ class SegmentationLoss(nn.Module):
         target, out = _plain(target), pred if isinstance(pred, dict) else {'logits': pred}
         found = {'pixel': pixel_cross_entropy(_plain(out['logits']), target, self.weight, self.ignore_index, self.reduction)}
         if isinstance(pred, dict):
+            target = target.long()   # of all parts, here once
             target = target.where(target != self.ignore_index, IGNORE)   # parts know void by this label
             found |= {name: at_least_float32(fn(pred, target)) for name, _, fn in self.parts}
         self.values, shares, self.shares = {name: v.detach() for name, v in found.items()}, self.shares, {}
