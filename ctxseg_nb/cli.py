@@ -139,7 +139,8 @@ def _scene_side(size, path=None, min_photos=None):
     if path: raise ValueError('--path does not apply to the embedded scenes: name the data set in this folder with --data')
     if min_photos is not None: raise ValueError('--min-photos is for ccp, not for scenes')
     if size[0] != size[1]: raise ValueError(f'--size: expected one number, as scenes are square, found {size[0]},{size[1]}')
-    return Side.__metadata__[0](size[0])
+    if not 16 <= size[0] <= _SCENE: raise ValueError(f'--size: expected a number from 16 to {_SCENE} for scenes, found {size[0]}')
+    return size[0]
 
 def _dls(data, path, size, bs, min_photos=None, workers=0):
     "`DataLoaders` of a data set by name"
@@ -395,11 +396,13 @@ def _benchmarks(names, out):
 # %% ../nbs/cli.ipynb #37422b62
 def _test_pictures(folder, names=None):
     "Files of pictures in `folder` and its subfolders; with the file `names`, those whose names it lists"
+    from ctxseg_nb.data.datasets import _reading
     if not folder: raise ValueError('--submission needs --pictures, the folder of the test pictures')
     if not Path(folder).is_dir(): raise FileNotFoundError(f'--pictures: no folder {folder}')
     files = sorted(f for f in Path(folder).rglob('*') if f.suffix.lower() in ('.jpg', '.jpeg', '.png'))
     if not names: return files
-    by_name, wanted = {f.stem: f for f in files}, Path(names).read_text().split()
+    with _reading(names, 'list of names'): wanted = Path(names).read_text().split()
+    by_name = {f.stem: f for f in files}
     if missing := [n for n in wanted if n not in by_name]: raise ValueError(f'{names}: {len(missing)} of {len(wanted)} pictures are not in {folder}, {missing[0]} first')
     return [by_name[n] for n in wanted]
 

@@ -13,7 +13,7 @@ from pathlib import Path, PureWindowsPath
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy.io import loadmat
-from ..core import IGNORE, Card
+from ..core import IGNORE, Card, check_options
 
 # %% auto #0
 __all__ = ['PICTURE_FORMATS', 'DATASETS', 'as_rgb', 'load_image', 'image_size', 'as_labels', 'load_mask', 'check_mask',
@@ -163,6 +163,7 @@ class SegDataset:
         path: str | Path,  # the folder of the data set
     ):
         self.path = self._need('folder', Path(path))
+        if not self.path.is_dir(): raise ValueError(f'{self.name}: expected a folder, found the file {path}')
 
     def _need(self, what, path):
         if not path.exists(): raise FileNotFoundError(f'{self.name}: no {what} at {path}. {self.get}')
@@ -234,6 +235,7 @@ def open_dataset(
 ) -> SegDataset:
     "The data set in a folder. Raises `ValueError` for an unknown name"
     if name not in known_datasets(): raise ValueError(f"unknown data set '{name}', expected one of {', '.join(DATASETS)}")
+    check_options(f'the data set {name}', DATASETS[name], options)
     return DATASETS[name](path, **options)
 
 # %% ../../nbs/data/02_datasets.ipynb #271ba18a

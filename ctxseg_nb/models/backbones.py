@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 import ctxseg_nb.models
+from ..core import check_options
 
 # %% auto #0
 __all__ = ['PADDING', 'BACKBONES', 'conv_bn_relu', 'ResBlock', 'Stages', 'tiny_resnet', 'influence', 'receptive_field',
@@ -270,6 +271,7 @@ def create_backbone(
 ) -> nn.Module:  # a backbone with `channels` and `strides`
     "A backbone by name. Raises `ValueError` with the closest names for an unknown one"
     if name not in BACKBONES: check_backbone(name)
+    check_options(f'the backbone {name}', BACKBONES.get(name, timm_backbone), options)
     return BACKBONES[name](**options) if name in BACKBONES else timm_backbone(name, **options)
 
 # %% ../../nbs/models/10_backbones.ipynb #5e0c1b02

@@ -137,6 +137,7 @@ def train_cifar(
 ) -> Learner:
     "Train a network of Table 6 as section 3.5 does"
     out, about = Path(out), dict(model=model, codes=codes if model == 'encnet' else None, width=width, epochs=epochs, lr=lr, bs=bs, seed=seed)
+    if model not in CIFAR_NETS: raise unknown_name('model', model, CIFAR_NETS)   # before the pictures are read
     set_seed(seed, reproducible=True)
     learn = cifar_learner(cifar_dls(path, bs), model, codes, width, lr)
     settings = {k: v for k, v in about.items() if k not in ('epochs', 'lr')}

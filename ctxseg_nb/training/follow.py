@@ -55,7 +55,8 @@ def recipe_model(
         coarse = load_model(start)[0] if start else recipe_model(recipe(r.after, pretrained=False), n_classes)
         return refined(coarse, create_backbone(r.backbone, **backbone_options(r)), n_classes, **r.options)
     make = deepcrf if r.model == 'deepcrf' else partial(create_model, r.model)
-    return make(n_classes, r.backbone, backbone_options=backbone_options(r), aux=r.aux, **r.options)
+    try: return make(n_classes, r.backbone, backbone_options=backbone_options(r), aux=r.aux, **r.options)
+    except TypeError as e: raise ValueError(f'{r.name}: the options {r.options} do not fit the model {r.model} ({e})') from e
 
 # %% ../../nbs/training/39_follow.ipynb #485e6ec8
 def begin_with(

@@ -296,7 +296,8 @@ _COLUMNS = dict(source=16, miou=7, pixel_acc=11, mean_acc=10, error=7, lr=8, epo
 def print_recipes(
     start: str = '',  # names begin so
 ):
-    "A line for each recipe: source, figures, training. Empty is what the paper does not say"
+    "A line for each recipe, or `ValueError`: source, figures, training. Empty is what the paper does not say"
+    if not any(name.startswith(start) for name in RECIPES): raise ValueError(f'no recipe begins with {start!r}; there are {", ".join(PAPERS)}')
     print(f'{"recipe":45}  ' + ''.join(f'{k:>{w}}' for k, w in _COLUMNS.items()))
     for name, r in RECIPES.items():
         if name.startswith(start): print(f'{name:45}  ' + ''.join(f'{_short(getattr(r, k)):>{w}}' for k, w in _COLUMNS.items()))
@@ -307,6 +308,18 @@ _MAY_BE_NONE = {f.name for f in fields(Recipe) if f.default is None}
 _WORDS = dict(yes=True, true=True, no=False, false=False, none=None)
 _CHOICES = dict(opt=('sgd', 'adamw'), schedule=('poly', 'cycle'), combine=('prob', 'logit', 'avg', 'max', 'avgmax', 'learnt'),
                 refine=('dense', 'printed', 'pairwise'))
+
+_LIMITS = dict(lr=(1e-12, 1e12), head_lr=(1e-12, 1e12), mom=(0, .9999), wd=(0, 1), epochs=(0, 10**6), batch=(1, 10**6), portion=(1, 10**9), stride=(1, 64),
+               crop=(1, 8192), side=(1, 8192), scale=(.01, 100), scales=(.01, 100), rotate=(0, 180), flip=(0, 1), jitter=(0, 1))
+_PAIRS = 'crop', 'side', 'scale'   # where a tuple has two numbers
+
+def _in_limits(name, value):
+    "Are the numbers of a field in their range? Those of a random scale, its smallest and largest, in order?"
+    if value is None or name not in _LIMITS: return True
+    numbers, (low, high) = value if isinstance(value, tuple) else (value,), _LIMITS[name]
+    if name in _PAIRS and isinstance(value, tuple) and len(value) != 2: return False
+    if not numbers or not all(type(n) in (int, float) and low <= n <= high for n in numbers): return False
+    return name != 'scale' or value[0] <= value[1]
 
 def _literal(word):
     if word.lower() in _WORDS: return _WORDS[word.lower()]
@@ -321,12 +334,17 @@ def _read(name, value):
     if type(found) is int and float in kinds: found = float(found)
     if type(found) in (int, float) and kinds == (tuple,): found = (found,)
     fits = found is None and name in _MAY_BE_NONE or type(found) in kinds and found in _CHOICES.get(name, (found,))
-    if not fits: raise ValueError(f'{name}: expected {" or ".join(_CHOICES.get(name) or [k.__name__ for k in kinds])}, found {value!r}')
+    if not fits or isinstance(found, dict) and not all(isinstance(k, str) for k in found):
+        raise ValueError(f'{name}: expected {" or ".join(_CHOICES.get(name) or [k.__name__ for k in kinds])}, found {value!r}')
+    if not _in_limits(name, found): raise ValueError(
+        f'{name}: expected {"two numbers" if kinds == (tuple,) and name in _PAIRS else "numbers"} from {_LIMITS[name][0]:g} to {_LIMITS[name][1]:g}'
+        f'{", the smaller first" if name == "scale" else ""}, found {value}')
     return found
 
 # %% ../../nbs/training/38_recipes.ipynb #2b9a3291
 def recipe(
     name: str,    # one of `RECIPES`
+    /,
     **overrides,  # field → value, or the word for it; a dictionary changes the entries that it has; another model begins without options
 ) -> Recipe:
     "A recipe of a paper, varied. Raises `ValueError` with the closest names, all fields, or what a field expects"
@@ -334,7 +352,8 @@ def recipe(
     r = RECIPES[name]
     if 'model' in overrides: r = replace(r, options={})   # those are of the other one
     for k, v in overrides.items():
-        if k not in _KINDS: raise ValueError(f'a recipe has no field {k!r}; there are {", ".join(_KINDS)}')
+        if k not in _KINDS or k == 'name': raise ValueError(f'a recipe has no field {k!r}; there are {", ".join(_KINDS)}')
         v = _read(k, v)
         r = replace(r, **{k: getattr(r, k) | v if isinstance(v, dict) else v})
+    if r.epochs == 0 and not r.after: raise ValueError(f'epochs: expected 1 or more, as {name} trains a network, found 0')
     return r
