@@ -11,7 +11,7 @@ import numpy as np, torch, torch.nn.functional as F
 from safetensors.torch import save
 from torch import nn
 from .. import core
-from ..core import IGNORE, IMAGENET_STATS, at_least_float32, atomic_write, check_options, shared_mean
+from ..core import IGNORE, IMAGENET_STATS, at_least_float32, atomic_write, check_n_classes, check_options, shared_mean
 from .backbones import conv_bn_relu, create_backbone, known_backbones, load_tensors, unknown_name
 
 # %% auto #0
@@ -68,6 +68,7 @@ def aux_loss(
     key: str = 'aux',      # of the logits (B, K, h, w) in `out`, which are interpolated to the target's size
 ) -> torch.Tensor:  # scalar, float32 at least; 0 where nothing is labelled
     "Mean cross-entropy of an auxiliary segmentation over the labelled pixels"
+    check_n_classes(out[key].shape[1])
     z = out[key] if out[key].shape[-2:] == target.shape[-2:] else upsample(out[key], target.shape[-2:])
     return shared_mean(F.cross_entropy(at_least_float32(z), target, ignore_index=IGNORE, reduction='sum'), (target != IGNORE).sum())
 
@@ -170,8 +171,9 @@ def create_model(
     aux: bool = False,      # an auxiliary FCN head in training?
     **options,              # to the head; JSON can hold them
 ) -> Segmentor:
-    "A model by name, with its `config`. Raises `ValueError` with the closest names for an unknown one"
+    "A model by name, with its `config`. Raises `ValueError` with the closest names for an unknown one, and for more than 255 classes"
     if name not in MODELS and name not in known_models(): raise unknown_name('model', name, MODELS)
+    check_n_classes(n_classes)
     opts = backbone_options or {}
     check_options(f'the model {name}', MODELS[name], options)
     net = create_backbone(backbone, **opts)
