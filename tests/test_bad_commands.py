@@ -101,7 +101,8 @@ def outcome(words, says, code, world):
     if 'hangs' in text: return 'hangs'
     if found != code: return f'exit code {found}: {text[:200]}'
     if text.count('\n') != 1: return f'{text.count(chr(10))} lines: {text[:300]}'
-    if new := set(world['root'].rglob('*')) - before: return f'written: {sorted(map(str, new))}'
+    new = {f for f in set(world['root'].rglob('*')) - before if f != world['out'] and f.name != '.checkpoint.lock'}   # of a training that had begun
+    if new: return f'written: {sorted(map(str, new))}'
     if list(Path().iterdir()): return f'written: {list(Path().iterdir())}'
     missing = [s for s in says if s not in text]
     return f'does not say {missing}: {text}' if missing else ''
