@@ -4,36 +4,22 @@
 
 # %% ../nbs/00_core.ipynb #8f38b04e
 from __future__ import annotations
-import ctypes, errno, inspect, json, math, os, zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+import ctypes, json, os, tempfile, zlib
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-try: import fcntl
-except ImportError: fcntl = None  # Windows, where nothing keeps two writers of one file apart
 
 # %% auto #0
-__all__ = ['IGNORE', 'IMAGENET_STATS', 'VOID_COLOUR', 'LOG_ZERO', 'check_n_classes', 'Card', 'palette', 'colorize', 'show_rows',
-           'legend', 'atomic_write', 'write_json', 'write_figure', 'check_labels', 'check_options', 'can_check_values',
-           'finite_scores', 'check_positive', 'check_share', 'plain', 'at_least_float32', 'highest_precision',
-           'full_precision', 'shared_mean', 'checksum', 'real_data', 'keep_memory']
+__all__ = ['IGNORE', 'IMAGENET_STATS', 'VOID_COLOUR', 'Card', 'palette', 'colorize', 'show_rows', 'legend', 'atomic_write',
+           'write_json', 'check_labels', 'labels_of', 'plain', 'at_least_float32', 'full_precision', 'default_device',
+           'shared_mean', 'checksum', 'real_data', 'keep_memory']
 
 # %% ../nbs/00_core.ipynb #290a87b6
 IGNORE = 255  # label of void pixels, in every mask of this library
 IMAGENET_STATS = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # mean and standard deviation of RGB in 0..1
-
-# %% ../nbs/00_core.ipynb #c0a77e15
-def check_n_classes(
-    n_classes: int,  # K
-    name: str = 'n_classes',  # what to call it in the error
-):
-    "Raise `ValueError` for more classes than 8-bit masks have labels beside `IGNORE`"
-    if n_classes > IGNORE:
-        raise ValueError(f'{name}: expected {IGNORE} classes at most, found {n_classes}: masks have 8 bits, and label {IGNORE} is void')
 
 # %% ../nbs/00_core.ipynb #ee4d6e88
 @dataclass(frozen=True, eq=False)
@@ -44,9 +30,9 @@ class Card:
     palette: np.ndarray = None  # (K, 3) uint8 colours, read-only; `palette(K)` where not given
     background: int | None = None  # label that papers leave out of the mean, if any
     groups: dict[str, tuple[int, ...]] = field(default_factory=dict)  # labels that are scored apart
+    mirror: tuple[int, ...] | None = None  # (K,) the label that each label has in a mirror; the same where not given
 
     def __post_init__(self):
-        check_n_classes(len(self.codes), self.name)
         colours = np.array(palette(len(self.codes)) if self.palette is None else self.palette, np.uint8)
         colours.flags.writeable = False
         object.__setattr__(self, 'codes', tuple(self.codes))
@@ -122,73 +108,33 @@ def legend(
     return ax.legend(handles=patches, **{'fontsize': 7, 'frameon': False, **kwargs})
 
 # %% ../nbs/00_core.ipynb #a04c4fcf
-def _open_locked(tmp):
-    "A descriptor of the file `tmp`, made where it is not there, that no other writer holds; None where the system has no locks"
-    while True:
-        fd = os.open(tmp, os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0), 0o666)
-        if fcntl is None:
-            os.close(fd)
-            return None
-        with suppress(OSError): fcntl.flock(fd, fcntl.LOCK_EX)  # some network file systems have no locks
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(fd), os.stat(tmp)): return fd
-        os.close(fd)  # the writer that we waited for has renamed or removed it
-
-def _check_writable(target):
-    if target.is_symlink(): raise OSError(errno.ELOOP, 'a symbolic link that leads to itself')
-    if not target.exists(): return
-    if not target.is_file(): raise OSError(errno.EINVAL, 'expected a file, found a folder or a device')
-    if not os.access(target, os.W_OK): raise OSError(errno.EACCES, 'the file is read-only')
-
 @contextmanager
 def atomic_write(
-    path: str | Path,  # the file to write or replace; where it is a symbolic link, the file that it points to
-) -> Iterator[Path]:   # a temporary path in the same folder
-    "Write to a temporary path, which takes `path`'s place on success and is removed on any error. Raises `OSError` with `path` in its text"
-    target, fd = Path(os.path.realpath(path)), None
+    path: str | Path,  # the file to write or replace
+):
+    "Give a temporary path beside `path`; on success it takes `path`'s place, on any error it is removed. Raises `OSError` with `path` in its text"
+    path = Path(path)
+    tmp = None
     try:
-        _check_writable(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        tmp = target.with_name(f'.{target.name}.tmp')
-        fd = _open_locked(tmp)
-        try:
-            os.truncate(tmp, 0)
-            yield tmp
-            with open(tmp, 'rb') as f: os.fsync(f.fileno())
-            if target.exists(): os.chmod(tmp, target.stat().st_mode & 0o777)
-            tmp.replace(target)
-        except BaseException:
-            tmp.unlink(missing_ok=True)
-            raise
-    except OSError as e: raise OSError(e.errno or errno.EIO, f'cannot write {path}: {e.strerror or e}') from e
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+        os.close(fd)
+        tmp = Path(name)
+        yield tmp
+        with open(tmp, 'rb') as f: os.fsync(f.fileno())
+        os.chmod(tmp, 0o644)
+        tmp.replace(path)
+    except OSError as e: raise OSError(e.errno, f'cannot write {path}: {e.strerror or e}') from e
     finally:
-        if fd is not None: os.close(fd)
+        if tmp: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #9f48926b
-def _as_json(found):
-    "`found` with None for nan and infinities, which JSON does not have"
-    if isinstance(found, dict): return {k: _as_json(v) for k, v in found.items()}
-    if isinstance(found, (list, tuple)): return [_as_json(v) for v in found]
-    return None if isinstance(found, float) and not math.isfinite(found) else found
-
 def write_json(
     path: str | Path,  # the file to write or replace
     found,             # what `json` can write
-) -> None:
-    "Write JSON, whole or not at all, with null for nan and infinities. Raises `OSError` with `path` in its text"
-    text = json.dumps(_as_json(found), indent=1, allow_nan=False) + '\n'
-    with atomic_write(path) as tmp: tmp.write_text(text, encoding='utf-8')
-
-# %% ../nbs/00_core.ipynb #5b6c1e03
-def write_figure(
-    path: str | Path,  # the file to write or replace; its suffix says the format
-    figure,            # of matplotlib; it is closed
-    **options,         # to `savefig`
-) -> None:
-    "Write a figure, whole or not at all. Raises `OSError` with `path` in its text"
-    import matplotlib.pyplot as plt
-    plt.close(figure)
-    with atomic_write(path) as tmp: figure.savefig(tmp, format=Path(path).suffix[1:], **dict(dpi=110) | options)
+):
+    "Write JSON, whole or not at all. Raises `OSError` with `path` in its text"
+    with atomic_write(path) as tmp: tmp.write_text(json.dumps(found, indent=1) + '\n')
 
 # %% ../nbs/00_core.ipynb #854095db
 def check_labels(
@@ -197,65 +143,21 @@ def check_labels(
     ignore_index: int | None = IGNORE,  # label of void pixels, allowed too; none where not given
     name: str = 'target',  # what to call `labels` in the error
 ):
-    "Raise `ValueError` when a label is neither in 0..K-1 nor void, and when `IGNORE` would be both"
-    if ignore_index == IGNORE: check_n_classes(n_classes)
+    "Raise `ValueError` when a label is neither in 0..K-1 nor void"
     bad = (labels < 0) | (labels >= n_classes)
     if ignore_index is not None: bad &= labels != ignore_index
     if not bad.any(): return
     void = '' if ignore_index is None else f' and not void ({ignore_index})'
     raise ValueError(f'{name} has label {labels[bad][0].item()}, outside 0..{n_classes - 1} of {n_classes} classes{void}')
 
-# %% ../nbs/00_core.ipynb #5e0c1c01
-def check_options(
-    what: str,       # whose options they are, for the error
-    f: Callable,     # takes them
-    options: dict,   # name → value
-) -> None:
-    "Raise `ValueError` for an option that `f` does not take"
-    takes = inspect.signature(f).parameters
-    wrong = [name for name in options if name not in takes]
-    if wrong and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
-        raise ValueError(f'{what} has no option {wrong[0]!r}; there are {", ".join(takes) or "none"}')
-
-# %% ../nbs/00_core.ipynb #7a90c3d4
-LOG_ZERO = -1e30  # the score of what has probability 0, where -inf would make nan
-
-def can_check_values(
-    x: torch.Tensor,  # any
-) -> bool:
-    "Can the values of a tensor be looked at without making a training step wait for its device?"
-    if torch.compiler.is_compiling() or x.device.type == 'meta' or not x.numel(): return False
-    return x.device.type == 'cpu' or not torch.is_grad_enabled()
-
-def finite_scores(
-    scores: torch.Tensor,  # floating, any shape
-    name: str = 'unary',   # what to call them in the error
-) -> torch.Tensor:  # the same, with `LOG_ZERO` (or the lowest number of its type) where it was -inf
-    "Finite scores. Raises `ValueError` for nan and +inf, where `can_check_values`"
-    if can_check_values(scores):
-        low, high = (v.item() for v in scores.detach().aminmax())
-        if not high < np.inf:
-            raise ValueError(f'{name}: expected finite scores, or -inf for a probability of 0, found {high}')
-        if low >= LOG_ZERO: return scores
-    return scores.clamp(min=max(LOG_ZERO, torch.finfo(scores.dtype).min))
-
-# %% ../nbs/00_core.ipynb #5b6c1e06
-def check_positive(
-    **numbers,  # name → integer, or a list of them
-) -> None:
-    "Raise `ValueError` for a number that is not an integer of at least 1"
-    for name, value in numbers.items():
-        for n in value if isinstance(value, (list, tuple)) else [value]:
-            if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
-                raise ValueError(f'{name}: expected an integer of at least 1, found {n!r}')
-
-def check_share(
-    **numbers,  # name → number
-) -> None:
-    "Raise `ValueError` for a number that is not at least 0 and below 1"
-    for name, n in numbers.items():
-        if isinstance(n, bool) or not isinstance(n, Real) or not 0 <= n < 1:
-            raise ValueError(f'{name}: expected a number of at least 0 and below 1, found {n!r}')
+# %% ../nbs/00_core.ipynb #5c1d9a70
+def labels_of(
+    scores: torch.Tensor,  # (B, K, ...) floating: logits, probabilities or their logarithms
+) -> torch.Tensor:  # (B, ...) long
+    "The class with the largest score. Raises `ValueError` where that score is not finite; -inf for other classes is allowed"
+    best, labels = scores.max(1)   # nan is larger than every number
+    if not best.isfinite().all(): raise ValueError(f'scores: expected finite ones, found {int((~best.isfinite()).sum())} of {best.numel()} places where the largest is nan or infinite')
+    return labels
 
 # %% ../nbs/00_core.ipynb #793ec102
 def plain(
@@ -271,18 +173,24 @@ def at_least_float32(
     "Half precision as float32, anything else as it is"
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
-def highest_precision(
-    x: torch.Tensor,  # any type
-) -> torch.Tensor:
-    "In float64; in float32 on Apple's devices, which have no float64"
-    return x.to(torch.float32 if x.device.type == 'mps' else torch.float64)
-
 def full_precision(
     x: torch.Tensor,  # on the device in question
 ) -> torch.autocast:  # a context manager
     "Leave autocast"
     kind = x.device.type
     return torch.autocast(kind if torch.amp.is_autocast_available(kind) else 'cpu', enabled=False)
+
+# %% ../nbs/00_core.ipynb #7be0a511
+def default_device(
+    name: str = 'auto',  # cpu, cuda, cuda:1 for the second GPU, or mps; auto: the first of cuda, mps and cpu that the machine has
+) -> torch.device:
+    "The device to compute on. Raises `ValueError` for an unknown name, and for a device that this machine does not have"
+    found = dict(cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available()), cpu=1)
+    if name == 'auto': name = next(kind for kind, n in found.items() if n)
+    kind, _, index = name.partition(':')
+    if kind not in found or (':' in name and not index.isdecimal()): raise ValueError(f"device: expected auto, cuda, cuda:0, mps or cpu, found '{name}'")
+    if int(index or 0) >= found[kind]: raise ValueError(f"device: this machine has no '{name}', it has {', '.join(kind for kind, n in found.items() if n)}")
+    return torch.device(name)
 
 # %% ../nbs/00_core.ipynb #39d27544
 def shared_mean(

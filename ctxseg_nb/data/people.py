@@ -26,7 +26,7 @@ _PARTS = np.array([(0,0,0), (128,0,0), (255,0,0), (0,85,0), (170,0,51), (255,85,
 def _mirror(codes):
     "(K,) the label that each class has in a mirror: Left and Right change places"
     other = dict(Left='Right', Right='Left')
-    return np.array([codes.index(re.sub('Left|Right', lambda m: other[m[0]], c)) for c in codes], np.uint8)
+    return tuple(codes.index(re.sub('Left|Right', lambda m: other[m[0]], c)) for c in codes)
 
 # %% ../../nbs/data/08_people.ipynb #6b87a914
 def _unpacked(folder):
@@ -37,7 +37,7 @@ def _unpacked(folder):
 class _People(SegDataset):
     "Parts of people, 0 to 19; a subclass says where the folder of the pictures, that of the masks and the list of a split are"
     n_labels, splits = 20, ('train', 'val')
-    table, mirror = np.arange(256, dtype=np.uint8), _mirror(_LIP_CODES)  # mirror: (20,) labels in a flipped picture
+    table = np.arange(256, dtype=np.uint8)
 
     def _pairs(self, name):
         images, masks, names = self._places(name)
@@ -50,7 +50,7 @@ class _People(SegDataset):
 @register_dataset('lip')
 class LIP(_People):
     "Look Into Person: one person a picture"
-    name, card, counts = 'LIP', Card('lip', _LIP_CODES, _PARTS), dict(train=30_462, val=10_000)
+    name, card, counts = 'LIP', Card('lip', _LIP_CODES, _PARTS, mirror=_mirror(_LIP_CODES)), dict(train=30_462, val=10_000)
     get = 'Get TrainVal_images and TrainVal_parsing_annotations of single-person parsing from sysu-hcp.net/lip and unpack them into one folder.'
 
     def _places(self, name):
@@ -71,7 +71,7 @@ def _mini_lip(path):
 @register_dataset('cihp')
 class CIHP(_People):
     "Crowd Instance-level Human Parsing: several people a picture; label 10 is not LIP's"
-    name, card, counts = 'CIHP', Card('cihp', _CIHP_CODES, _PARTS), dict(train=28_280, val=5_000)
+    name, card, counts = 'CIHP', Card('cihp', _CIHP_CODES, _PARTS, mirror=_mirror(_CIHP_CODES)), dict(train=28_280, val=5_000)
     get = 'Get instance-level_human_parsing.tar.gz of multi-person parsing from sysu-hcp.net/lip and give the folder with Training and Validation.'
 
     def _places(self, name):

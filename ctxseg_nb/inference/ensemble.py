@@ -11,45 +11,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 from ..core import IGNORE, at_least_float32, atomic_write, check_labels, checksum
-from .multiscale import _checked, _logits, _order, _resize, eval_mode, scaled_size
+from .multiscale import predict_looks
 from ..models.backbones import read_tensors
-from ..models.segmentor import upsample
 
 # %% auto #0
 __all__ = ['candidates', 'combine', 'LearnToCombine', 'CandidateFiles', 'cached_candidates']
 
-# %% ../../nbs/inference/41_ensemble.ipynb #2ef000d0
-def _look(model, x):
-    "Logits (B, K, h, w) and presence logits (B, K) or None of images (B, 3, h, w), float32 at least"
-    out = model.outputs(x) if hasattr(model, 'outputs') else model(x)
-    if not isinstance(out, dict): out = {'logits': out}
-    z, g = _logits(lambda _: out.get('logits'), x), out.get('presence')
-    if not z.isfinite().all(): raise ValueError('model: expected finite logits, found inf or nan')
-    if g is None: return z, None
-    if g.shape != z.shape[:2]: raise ValueError(f'model: expected presence logits {tuple(z.shape[:2])}, found {tuple(g.shape)}')
-    return z, at_least_float32(g)
-
 # %% ../../nbs/inference/41_ensemble.ipynb #c65df466
-@torch.no_grad()
 def candidates(
     model,                # images (B, 3, h, w) → logits (B, K, h, w); a `Segmentor` may give 'presence' (B, K) too
     image: torch.Tensor,  # (3, H, W) or (B, 3, H, W) floats, normalised, on the model's device
     scales=(1.2, 1., .8), # factors of the picture's size
     flip: bool = True,    # also the mirror at every scale?
-    mirror=None,          # (K,) the label that each label has in the mirror, as in `predict_multiscale`
+    **options,            # to `predict_looks`: `mirror`, `size`, `crop`, `stride`, `fill`, `bs`
 ) -> tuple[torch.Tensor, torch.Tensor | None]:  # log-probabilities (n, B, K, H, W), presence logits (n, B, K) or None
     "Score maps of n looks, aligned with the picture (Shen & Zeng 2019, section 3.3). Raises `ValueError` for what is not a picture or not logits"
-    x, scales, _ = _checked(image, scales, None, 1, 'logit', 1)
-    s, g = [], []
-    with eval_mode(model):
-        for scale in scales:
-            scaled = _resize(x, scaled_size(x.shape[-2:], scale))
-            for mirrored in (False, True)[:1 + bool(flip)]:
-                z, presence = _look(model, scaled.flip(-1) if mirrored else scaled)
-                if mirrored and mirror is not None: z, presence = (t if t is None else t[:, _order(mirror, z.shape[1])] for t in (z, presence))
-                z = upsample(z.flip(-1) if mirrored else z, x.shape[-2:])
-                s.append(z.log_softmax(1)); g.append(presence)
-    return torch.stack(s), None if g[0] is None else torch.stack(g)
+    z, presence = predict_looks(model, image, scales, flip=flip, average='logit', apart=True, **options)
+    return z.log_softmax(2), presence
 
 # %% ../../nbs/inference/41_ensemble.ipynb #e785f773
 def _check_candidates(cands, weights=None):

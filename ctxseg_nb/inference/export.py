@@ -11,7 +11,7 @@ import numpy as np, torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 from ..core import IMAGENET_STATS, atomic_write
-from .multiscale import _logits
+from .multiscale import _outputs
 from ..models.segmentor import _card, _from_card, check_images, load_model
 
 # %% auto #0
@@ -86,7 +86,7 @@ def trace_model(
 ) -> ExportedProgram:  # float32, on the CPU, for any number of images
     "What a model does in evaluation, as a graph. Raises `ValueError` where that cannot be, or where the graph says something else than the model"
     name, net, x = type(getattr(model, 'head', model)).__name__, _ready(model), _noise((2, 3, *(fixed or (53, 38))))
-    _logits(net, x)
+    _outputs(net, x)
     try:
         with torch.no_grad(), _quiet(): graph = torch.export.export(net, (x,), dynamic_shapes=({d: Dim.AUTO for d in (0, 2, 3)[:1 if fixed else 3]},))
     except Exception as e: raise ValueError(f'{name}: cannot be traced for pictures of {f"size {tuple(fixed)}" if fixed else "any size"} ({_reason(e)})') from e

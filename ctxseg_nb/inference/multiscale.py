@@ -10,9 +10,10 @@ from itertools import islice, product
 import torch, torch.nn.functional as F
 from torch import nn
 from ..core import at_least_float32
+from ..models.encnet import Encoding
 
 # %% auto #0
-__all__ = ['SCALES', 'window_starts', 'scaled_size', 'eval_mode', 'predict_multiscale']
+__all__ = ['SCALES', 'window_starts', 'scaled_size', 'eval_mode', 'predict_looks', 'predict_multiscale', 'sums_over_positions']
 
 # %% ../../nbs/inference/40_multiscale.ipynb #1a1a9d16
 def window_starts(
@@ -70,12 +71,16 @@ def eval_mode(
 
 # %% ../../nbs/inference/40_multiscale.ipynb #e274a53e
 @torch.inference_mode()
-def _logits(model, crops):
-    "The model's logits, float32 at least. Raises `ValueError` where they are not (B, K, h, w) for crops (B, 3, h, w)"
-    z = model(crops)
-    if isinstance(z, torch.Tensor) and z.ndim == 4 and (len(z), *z.shape[2:]) == (len(crops), *crops.shape[2:]): return at_least_float32(z)
-    b, _, h, w = crops.shape
-    raise ValueError(f'model: expected logits ({b}, K, {h}, {w}), found {tuple(z.shape) if isinstance(z, torch.Tensor) else type(z).__name__}')
+def _outputs(model, crops):
+    "Logits (B, K, h, w) and presence logits (B, K) or None of crops (B, 3, h, w), float32 at least. Raises `ValueError` for other shapes"
+    out = model.outputs(crops) if hasattr(model, 'outputs') else model(crops)
+    if not isinstance(out, dict): out = {'logits': out}
+    z, presence, (b, _, h, w) = out.get('logits'), out.get('presence'), crops.shape
+    if not isinstance(z, torch.Tensor) or z.ndim != 4 or (len(z), *z.shape[2:]) != (b, h, w):
+        raise ValueError(f'model: expected logits ({b}, K, {h}, {w}), found {tuple(z.shape) if isinstance(z, torch.Tensor) else type(z).__name__}')
+    if presence is None: return at_least_float32(z), None
+    if presence.shape != z.shape[:2]: raise ValueError(f'model: expected presence logits {tuple(z.shape[:2])}, found {tuple(presence.shape)}')
+    return at_least_float32(z), at_least_float32(presence)
 
 # %% ../../nbs/inference/40_multiscale.ipynb #d2b02941
 def _window(size, crop, fill):
@@ -84,19 +89,27 @@ def _window(size, crop, fill):
     return crop
 
 # %% ../../nbs/inference/40_multiscale.ipynb #a418ebac
-def _checked(image, scales, crop, stride, average, bs):
-    "Images (B, 3, H, W), scales and crop (height, width) or None; `ValueError` for what cannot be"
+def _pair(value, name):
+    "Height and width, or None. Raises `ValueError` for what is no number of pixels"
+    if value is None: return None
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(pair) == 2 and all(isinstance(n, int) and n >= 1 for n in pair): return pair
+    raise ValueError(f'{name}: expected None, pixels >= 1 or a pair of them, found {value}')
+
+def _checked(image, scales, size, crop, stride, average, bs):
+    "Images (B, 3, H, W), their (height, width) at each scale, and crop (height, width) or None; `ValueError` for what cannot be"
     x = image.detach().as_subclass(torch.Tensor) if isinstance(image, torch.Tensor) else torch.empty(0)
     if x.ndim not in (3, 4) or x.shape[-3] != 3 or not x.numel() or not x.is_floating_point():
         raise ValueError(f'image: expected a tensor of floats (3, H, W) or (B, 3, H, W), found {type(image).__name__} {tuple(getattr(image, "shape", ()))} of {getattr(image, "dtype", None)}')
-    scales, pair = tuple(scales), tuple(crop) if isinstance(crop, (tuple, list)) else (crop, crop)
+    scales, crop, pair = tuple(scales), _pair(crop, 'crop'), _pair(size, 'size')
     if not scales or not all(0 < s < math.inf for s in scales): raise ValueError(f'scales: expected one or more positive numbers, found {scales}')
-    if crop is not None and (len(pair) != 2 or not all(isinstance(c, int) and c >= 1 for c in pair)):
-        raise ValueError(f'crop: expected None, pixels >= 1 or a pair of them, found {crop}')
     if not 0 < stride <= 1: raise ValueError(f'stride: expected a share of the crop in (0, 1], found {stride}')
     if average not in ('prob', 'logit'): raise ValueError(f"average: expected 'prob' or 'logit', found {average!r}")
     if bs < 1: raise ValueError(f'bs: expected one crop or more, found {bs}')
-    return x.reshape(-1, *x.shape[-3:]), scales, crop and pair
+    own, by = tuple(x.shape[-2:]), 1
+    if isinstance(size, int): by = size/min(own)
+    elif pair: own = pair
+    return x.reshape(-1, *x.shape[-3:]), [scaled_size(own, by*s) for s in scales], crop
 
 # %% ../../nbs/inference/40_multiscale.ipynb #bf4a2d90
 def _order(mirror, K):
@@ -106,28 +119,28 @@ def _order(mirror, K):
     return order
 
 # %% ../../nbs/inference/40_multiscale.ipynb #d894d242
-def _looks(x, scale, crop, stride, mirrors, fill):
-    "Windows of images (B, 3, H, W) at one scale: the window (3, h, w) and, for `_add`, its image, whether it is mirrored, slices and taps of y and x"
-    size, z = x.shape[-2:], _resize(x, scaled_size(x.shape[-2:], scale))
+def _windows(x, size, crop, stride, mirrors, fill):
+    "Windows of images (B, 3, H, W) resized to `size`: the window (3, h, w), its image, whether it is mirrored, and for `_add` slices and taps of y and x"
+    z = _resize(x, size)
     (h, w), (H, W) = z.shape[-2:], _window(z.shape[-2:], crop, fill)
-    ys, xs = (list(_axis(*a, stride, at_least_float32(z))) for a in zip((h, w), size, (H, W)))
+    ys, xs = (list(_axis(*a, stride, at_least_float32(z))) for a in zip((h, w), x.shape[-2:], (H, W)))
     z = F.pad(z, (0, max(0, W - w), 0, max(0, H - h)))
     for b, (top, *y), (left, *x), mirrored in product(range(len(z)), ys, xs, mirrors):
         c = z[b, :, top:top + H, left:left + W]
-        yield c.flip(-1) if mirrored else c, (b, mirrored, y, x)
+        yield c.flip(-1) if mirrored else c, b, mirrored, y, x
 
 # %% ../../nbs/inference/40_multiscale.ipynb #91a02b93
-def _add(out, p, b, mirrored, y, x, n=16):
-    "Add one window's answer (K, h, w) to image `b` of `out` (B, K, H, W), `n` classes at a time"
+def _add(out, p, mirrored, y, x, n=16):
+    "Add one window's answer (K, h, w) to `out` (K, H, W), `n` classes at a time"
     (oy, ty), (ox, tx) = y, x
     if mirrored: p = p.flip(-1)
-    for q, o in zip(p.split(n), out[b, :, oy, ox].split(n)):
+    for q, o in zip(p.split(n), out[:, oy, ox].split(n)):
         q = sum(q[..., i].mul_(v) for i, v in tx)
         for i, v in ty: o += q[:, i].mul_(v[:, None])
 
 # %% ../../nbs/inference/40_multiscale.ipynb #cd3ee2f0
-def predict_multiscale(
-    model,                # images (B, 3, h, w) → logits (B, K, h, w)
+def predict_looks(
+    model,                # images (B, 3, h, w) → logits (B, K, h, w); a `Segmentor` may give 'presence' (B, K), too
     image: torch.Tensor,  # (3, H, W) or (B, 3, H, W) floats, normalised, on the model's device
     scales=SCALES,        # factors of the picture's size
     crop: int | tuple[int, int] | None = None,  # height and width of the windows, pixels; None: the whole scaled picture
@@ -137,17 +150,48 @@ def predict_multiscale(
     fill: bool = False,   # pad to `crop` even what fits into it? The released evaluators do
     bs: int = 4,          # windows in one forward pass
     mirror=None,          # (K,) the label that each label has in the mirror, for data sets that know left from right
-) -> torch.Tensor:        # (B, K, H, W), float32 at least
-    "Average over scales, windows and mirrors (Zhang et al. 2019, section 4.1). Heads that *sum* over positions need `crop` at training size"
-    x, scales, crop = _checked(image, scales, crop, stride, average, bs)
-    mirrors, out = (False, True) if flip else (False,), None
+    size: int | tuple[int, int] | None = None,  # at scale 1: the shorter side, or height and width, pixels; as it is where not given
+    apart: bool = False,  # each look by itself: a scale, its mirror, the next scale, ...; the mean of all where not
+) -> tuple[torch.Tensor, torch.Tensor | None]:  # (n, B, K, H, W) and presence logits (n, B, K) or None, float32 at least; n is 1, or the number of looks
+    "What a model says about a picture at several scales, in windows, and mirrored. Raises `ValueError` for bad input and for scores that are not finite"
+    x, sizes, crop = _checked(image, scales, size, crop, stride, average, bs)
+    mirrors, scores, presence = (False, True) if flip else (False,), None, None
+    looks = len(sizes)*len(mirrors)
     with eval_mode(model):
-        for scale in scales:
-            looks = _looks(x, scale, crop, stride, mirrors, fill)
-            while batch := list(islice(looks, bs)):
-                crops, places = zip(*batch)
-                for p, place in zip(_logits(model, torch.stack(crops)), places):
-                    if out is None: out = p.new_zeros(len(x), len(p), *x.shape[-2:])
-                    if mirror is not None and place[1]: p = p[_order(mirror, len(p))]
-                    _add(out, p.softmax(0) if average == 'prob' else p, *place)
-    return out.div_(len(scales)*len(mirrors))
+        for i, scaled in enumerate(sizes):
+            windows = _windows(x, scaled, crop, stride, mirrors, fill)
+            while batch := list(islice(windows, bs)):
+                z, g = _outputs(model, torch.stack([c for c, *_ in batch]))
+                if scores is None:
+                    order = None if mirror is None else _order(mirror, z.shape[1])
+                    scores = z.new_zeros(looks if apart else 1, len(x), z.shape[1], *x.shape[-2:])
+                    presence = None if g is None else g.new_full((looks, len(x), z.shape[1]), -math.inf)
+                for j, (_, b, mirrored, *place) in enumerate(batch):
+                    look, swap = len(mirrors)*i + mirrored, order if mirrored and order else slice(None)
+                    p = z[j, swap].softmax(0) if average == 'prob' else z[j, swap]
+                    _add(scores[look if apart else 0, b], p, mirrored, *place)
+                    if g is not None: presence[look, b] = torch.maximum(presence[look, b], g[j, swap])
+    if not apart: scores, presence = scores.div_(looks), presence if presence is None else presence.mean(0, keepdim=True)
+    if not all(v.isfinite() for v in scores.aminmax()): raise ValueError('model: expected finite scores, found inf or nan')
+    return scores, presence
+
+# %% ../../nbs/inference/40_multiscale.ipynb #5d0c7a13
+def predict_multiscale(
+    model,                # images (B, 3, h, w) → logits (B, K, h, w)
+    image: torch.Tensor,  # (3, H, W) or (B, 3, H, W) floats, normalised, on the model's device
+    scales=SCALES,        # factors of the picture's size
+    crop: int | tuple[int, int] | None = None,  # height and width of the windows, pixels; None: the whole scaled picture
+    stride: float = 2/3,  # step from window to window, as a share of `crop`
+    flip: bool = True,    # also the mirror of every window?
+    average: str = 'prob',  # what is averaged and returned: 'prob' (probabilities) or 'logit'
+    **options,            # to `predict_looks`: `fill`, `bs`, `mirror`, `size`
+) -> torch.Tensor:        # (B, K, H, W), float32 at least
+    "Average over scales, windows and mirrors (Zhang et al. 2019, section 4.1). Heads that *sum* over positions need `crop` at training size and `fill`"
+    return predict_looks(model, image, scales, crop, stride, flip, average, **options)[0][0]
+
+# %% ../../nbs/inference/40_multiscale.ipynb #5d0c7a14
+def sums_over_positions(
+    model,  # module, or any callable
+) -> bool:
+    "Does a model have an encoding layer, which needs windows that are filled to the size of training?"
+    return isinstance(model, nn.Module) and any(isinstance(m, Encoding) for m in model.modules())
