@@ -14,7 +14,7 @@ from ..data.blocks import VALID_SEED, dataset_dls, scenes_dls
 from ..data.datasets import open_dataset
 from ..data.scenes import ContextScenes
 from ..inference.evaluate import evaluate_pictures, figures_of, labeller, read_split
-from ..inference.multiscale import SCALES
+from ..inference.multiscale import SCALES, sums_over_positions
 from ..models.segmentor import create_model
 
 # %% auto #0
@@ -45,7 +45,7 @@ def looked_at(
     **looks,         # to `labeller`: `scales`, `flip`
 ) -> tuple[dict, 'np.ndarray']:  # figures, with the seconds a picture takes; (n, K, 3) counts
     "Score a model that looks at whole pictures in one way"
-    label = labeller(net, max(size), crop=size, **looks)
+    label = labeller(net, max(size), crop=size, fill=sums_over_positions(net), **looks)
     label(items[0][0])
     start = time.process_time()
     counts = evaluate_pictures(label, items, card.n_classes)

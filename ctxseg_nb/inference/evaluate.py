@@ -11,7 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from ..core import IGNORE, IMAGENET_STATS, Card, atomic_write, check_labels, check_n_classes, keep_memory, write_figure, write_json
+<<<<<<< HEAD
+from ..core import IGNORE, IMAGENET_STATS, Card, atomic_write, check_labels, keep_memory, write_figure, write_json
+=======
+from ..core import IGNORE, IMAGENET_STATS, Card, atomic_write, check_labels, keep_memory, labels_of, write_json
+>>>>>>> 5b3df03 (miou leaves the card's background out everywhere; scores that are not finite are refused by metrics and calibration)
 from ..data.datasets import check_mask, load_image, load_mask
 from ..data.pascal import voc_palette
 from .multiscale import predict_multiscale
@@ -37,9 +41,12 @@ def image_counts(
 def mean_iou_of(
     counts: np.ndarray,  # (..., K, 3): pixels right, predicted, true
     labels=None,         # classes to average over; all where not given
+    background: int | None = None,  # label to leave out of the mean, as `mean_iou` does
 ) -> np.ndarray:  # (...)
-    "Mean IoU from summed counts; classes without any pixel do not enter"
-    right, pred, true = np.moveaxis(np.asarray(counts, float)[..., list(labels) if labels is not None else slice(None), :], -1, 0)
+    "Mean IoU from summed counts; classes without any pixel do not enter. The pixels of a `background` stay false positives of the others"
+    counts = np.asarray(counts, float)
+    labels = [k for k in (range(counts.shape[-2]) if labels is None else labels) if k != background]
+    right, pred, true = np.moveaxis(counts[..., labels, :], -1, 0)
     union = pred + true - right
     with np.errstate(invalid='ignore'): return np.where(union > 0, right/union, 0).sum(-1)/(union > 0).sum(-1)
 
@@ -48,11 +55,16 @@ def figures_of(
     counts: np.ndarray,  # (n, K, 3)
     card: Card,          # of the data set
 ) -> dict[str, float]:
-    "Mean IoU, pixel accuracy, mean IoU without the card's background, and of every class group that occurs"
+    "Mean IoU (the card's background left out, as in `MIoU`), pixel accuracy, mean IoU of all classes where there is a background, and of every class group that occurs"
     total = counts.sum(0)
+<<<<<<< HEAD
     with np.errstate(invalid='ignore'): pixel_acc = total[:, 0].sum()/total[:, 2].sum()   # nan where all is void
     figures = dict(miou=mean_iou_of(total), pixel_acc=pixel_acc)
     if card.background is not None: figures['miou_no_background'] = mean_iou_of(total, set(range(card.n_classes)) - {card.background})
+=======
+    figures = dict(miou=mean_iou_of(total, background=card.background), pixel_acc=total[:, 0].sum()/total[:, 2].sum())
+    if card.background is not None: figures['miou_with_background'] = mean_iou_of(total)
+>>>>>>> 12d3400 (miou leaves the card's background out everywhere; scores that are not finite are refused by metrics and calibration)
     return figures | {name: mean_iou_of(total, labels) for name, labels in card.groups.items() if total[list(labels)].any()}
 
 # %% ../../nbs/inference/43_evaluate.ipynb #7f8e31d6
@@ -70,21 +82,18 @@ def _device(model):
 # %% ../../nbs/inference/43_evaluate.ipynb #414533e8
 def labeller(
     model,               # images (B, 3, h, w) → logits (B, K, h, w), K up to 255
-    base: int | None = None,  # length of the picture's long side at scale 1, pixels; as it is where not given
+    base: int | None = None,  # length of the picture's long side at scale 1, pixels; as `size` says, or as it is, where not given
     scales=(1,),         # factors of that
     flip: bool = False,  # also the mirror at every scale?
     stats=IMAGENET_STATS,  # mean and standard deviation of the pictures in training
-    **options,           # to `predict_multiscale`: `crop`, `stride`, `average`, `fill`, `bs`
+    **options,           # to `predict_multiscale`: `size`, `crop`, `stride`, `average`, `fill`, `bs`, `mirror`
 ) -> Callable:  # picture (H, W, 3) uint8 → labels (H, W) uint8
     "What a model says about pictures of any size. Raises `ValueError` for scores that are not finite. Freed memory stays with the process (`keep_memory`)"
+    if base and options.get('size'): raise ValueError(f'base and size: expected one of them, found {base} and {options["size"]}')
     keep_memory()
     def label(picture):
         x, by = _as_input(picture, stats).to(_device(model)), base/max(picture.shape[:2]) if base else 1
-        scores = predict_multiscale(model, x, [s*by for s in scales], flip=flip, **options)[0]
-        check_n_classes(len(scores), 'model')
-        score, labels = scores.max(0)
-        if not score.isfinite().all(): raise ValueError('model: expected finite scores, found inf or nan')
-        return labels.byte().cpu().numpy()
+        return labels_of(predict_multiscale(model, x, [s*by for s in scales], flip=flip, **options))[0].byte().cpu().numpy()
     return label
 
 # %% ../../nbs/inference/43_evaluate.ipynb #79c7589c
@@ -132,6 +141,7 @@ def class_table(
 def plot_classes(
     table: list[dict],    # of `class_table`
     palette: np.ndarray,  # (K, 3) uint8
+    background: int | None = None,  # label to leave out of the mean
 ):  # the axes
     "IoU of the classes in order, with names and shares of the pixels; dashed: their mean"
     import matplotlib.pyplot as plt
@@ -139,7 +149,7 @@ def plot_classes(
     values = [100*r['iou'] for r in rows]
     ax = plt.subplots(figsize=(5.5, .6 + .16*len(rows)), layout='constrained')[1]
     ax.barh(range(len(rows)), values, color=[palette[r['label']]/255 for r in rows], ec='.6', lw=.5)
-    ax.axvline(np.mean(values), c='k', ls='--', lw=.8); ax.spines[['top', 'right']].set_visible(False)
+    ax.axvline(np.mean([100*r['iou'] for r in rows if r['label'] != background]), c='k', ls='--', lw=.8); ax.spines[['top', 'right']].set_visible(False)
     ax.set(xlim=(0, 100), ylim=(-.6, len(rows) - .4), xlabel='IoU', yticks=range(len(rows)))
     ax.set_yticklabels([f'{r["name"]}  {100*r["share"]:.1f} %' for r in rows], fontsize=7)
     return ax
@@ -150,6 +160,14 @@ def _write_csv(file, rows):
         writer = csv.DictWriter(f, rows[0])
         writer.writeheader(); writer.writerows(rows)
 
+<<<<<<< HEAD
+=======
+def _write_bars(file, table, card):
+    import matplotlib.pyplot as plt
+    fig = plot_classes(table, card.palette, card.background).figure
+    plt.close(fig)
+    with atomic_write(file) as tmp: fig.savefig(tmp, format='png', dpi=110)
+>>>>>>> 5b3df03 (miou leaves the card's background out everywhere; scores that are not finite are refused by metrics and calibration)
 
 # %% ../../nbs/inference/43_evaluate.ipynb #9feabb98
 def write_report(
@@ -162,7 +180,11 @@ def write_report(
     found = dict(data=card.name, pictures=len(counts), figures={k: round(float(v), 6) for k, v in figures_of(counts, card).items()}, classes=table)
     _write_csv(folder/'report.csv', table)
     write_json(folder/'report.json', found)
+<<<<<<< HEAD
     write_figure(folder/'report.png', plot_classes(table, card.palette).figure)
+=======
+    _write_bars(folder/'report.png', table, card)
+>>>>>>> 5b3df03 (miou leaves the card's background out everywhere; scores that are not finite are refused by metrics and calibration)
     return found
 
 # %% ../../nbs/inference/43_evaluate.ipynb #7c087f37

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 import torch.distributed as dist
 from fastai.learner import Metric
-from ..core import IGNORE, Card, check_labels, check_n_classes
+from ..core import IGNORE, Card, check_labels, labels_of
 
 # %% auto #0
 __all__ = ['confusion_matrix', 'iou', 'pixel_accuracy', 'mean_accuracy', 'mean_iou', 'reliability', 'calibration_error',
@@ -22,7 +22,7 @@ def _labels(pred, target, n_classes):
     if target.is_floating_point() or pred.shape != expected:
         raise ValueError(f'expected integer target (B, H, W) and pred as labels (B, H, W) or logits (B, {n_classes}, H, W), '
                          f'found target {tuple(target.shape)} of {target.dtype} and pred {tuple(pred.shape)} of {pred.dtype}')
-    return pred.argmax(1) if logits else pred
+    return labels_of(pred) if logits else pred
 
 # %% ../../nbs/training/31_metrics.ipynb #b93d5df7
 def confusion_matrix(
@@ -31,8 +31,7 @@ def confusion_matrix(
     n_classes: int,        # K
     ignore_index: int = IGNORE,  # label of void pixels in `target`
 ) -> torch.Tensor:  # (K, K) long counts, rows truth, columns prediction
-    "Pixels of each pair of true and predicted class. Raises `ValueError` for shapes that don't match and labels outside 0..K-1"
-    if ignore_index == IGNORE: check_n_classes(n_classes)
+    "Pixels of each pair of true and predicted class. Raises `ValueError` for shapes that don't match, labels outside 0..K-1 and logits that are not finite"
     pred, target = (x.as_subclass(torch.Tensor) for x in (pred, target))
     pred = _labels(pred, target, n_classes)
     valid = target != ignore_index
@@ -83,8 +82,9 @@ def reliability(
     n_bins: int = 15,      # of equal width
     ignore_index: int = IGNORE,  # label of void pixels in `target`
 ) -> torch.Tensor:  # (n_bins, 3) float64: pixels, sum of the largest probabilities, right ones
-    "Pixels by the probability of the label they are given"
+    "Pixels by the probability of the label they are given. Raises `ValueError` for what is no probability, nan among it"
     valid, (said, label) = target != ignore_index, probs.max(1)
+    if not ((said > 0) & (said < 1.001)).all(): raise ValueError(f'probs: expected probabilities, found {said.min():.3g} to {said.max():.3g} as the largest of a pixel')
     said, right = said[valid].double(), (label == target)[valid].double()
     bins = (said*n_bins).ceil().long().sub(1).clamp(0, n_bins - 1)
     return said.new_zeros(n_bins, 3).index_add_(0, bins, torch.stack([torch.ones_like(said), said, right], 1))
@@ -92,7 +92,7 @@ def reliability(
 def calibration_error(
     bins: torch.Tensor,  # (n_bins, 3) sums of `reliability`
 ) -> torch.Tensor:  # scalar float64, 0..1
-    "Expected calibration error (Guo et al. 2017, equation 3)"
+    "Expected calibration error (Guo et al. 2017, equation 3). nan where there is no pixel"
     n, said, right = bins.unbind(1)
     return (said - right).abs().sum()/n.sum()
 
@@ -172,7 +172,7 @@ class MeanAccuracy(MatrixMetric):
     def __init__(self, matrix: ConfusionMatrix | None = None): super().__init__('mean_acc', mean_accuracy, matrix)
 
 class MIoU(MatrixMetric):
-    "Mean IoU, of all classes or of all but `background`"
+    "Mean IoU of all classes but `background`, if there is one: the `miou` of `figures_of`, of recipes and of `ctxseg evaluate`, too"
     def __init__(self, background: int | None = None, matrix: ConfusionMatrix | None = None):
         super().__init__('miou', partial(mean_iou, background=background), matrix)
 
