@@ -4,18 +4,23 @@
 
 # %% ../nbs/00_core.ipynb #8f38b04e
 from __future__ import annotations
-import ctypes, json, os, tempfile, zlib
-from contextlib import contextmanager
+import ctypes, errno, json, math, os, zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+try: import fcntl
+except ImportError: fcntl = None  # Windows, where nothing keeps two writers of one file apart
 
 # %% auto #0
 __all__ = ['IGNORE', 'IMAGENET_STATS', 'VOID_COLOUR', 'Card', 'palette', 'colorize', 'show_rows', 'legend', 'atomic_write',
-           'write_json', 'check_labels', 'labels_of', 'plain', 'at_least_float32', 'full_precision', 'default_device',
-           'shared_mean', 'checksum', 'real_data', 'keep_memory']
+           'write_json', 'write_figure', 'check_labels', 'labels_of', 'check_positive', 'check_share', 'plain',
+           'at_least_float32', 'full_precision', 'default_device', 'shared_mean', 'checksum', 'real_data',
+           'keep_memory']
 
 # %% ../nbs/00_core.ipynb #290a87b6
 IGNORE = 255  # label of void pixels, in every mask of this library
@@ -108,33 +113,73 @@ def legend(
     return ax.legend(handles=patches, **{'fontsize': 7, 'frameon': False, **kwargs})
 
 # %% ../nbs/00_core.ipynb #a04c4fcf
+def _open_locked(tmp):
+    "A descriptor of the file `tmp`, made where it is not there, that no other writer holds; None where the system has no locks"
+    while True:
+        fd = os.open(tmp, os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0), 0o666)
+        if fcntl is None:
+            os.close(fd)
+            return None
+        with suppress(OSError): fcntl.flock(fd, fcntl.LOCK_EX)  # some network file systems have no locks
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(fd), os.stat(tmp)): return fd
+        os.close(fd)  # the writer that we waited for has renamed or removed it
+
+def _check_writable(target):
+    if target.is_symlink(): raise OSError(errno.ELOOP, 'a symbolic link that leads to itself')
+    if not target.exists(): return
+    if not target.is_file(): raise OSError(errno.EINVAL, 'expected a file, found a folder or a device')
+    if not os.access(target, os.W_OK): raise OSError(errno.EACCES, 'the file is read-only')
+
 @contextmanager
 def atomic_write(
-    path: str | Path,  # the file to write or replace
-):
-    "Give a temporary path beside `path`; on success it takes `path`'s place, on any error it is removed. Raises `OSError` with `path` in its text"
-    path = Path(path)
-    tmp = None
+    path: str | Path,  # the file to write or replace; where it is a symbolic link, the file that it points to
+) -> Iterator[Path]:   # a temporary path in the same folder
+    "Write to a temporary path, which takes `path`'s place on success and is removed on any error. Raises `OSError` with `path` in its text"
+    target, fd = Path(os.path.realpath(path)), None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-        os.close(fd)
-        tmp = Path(name)
-        yield tmp
-        with open(tmp, 'rb') as f: os.fsync(f.fileno())
-        os.chmod(tmp, 0o644)
-        tmp.replace(path)
-    except OSError as e: raise OSError(e.errno, f'cannot write {path}: {e.strerror or e}') from e
+        _check_writable(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tmp = target.with_name(f'.{target.name}.tmp')
+        fd = _open_locked(tmp)
+        try:
+            os.truncate(tmp, 0)
+            yield tmp
+            with open(tmp, 'rb') as f: os.fsync(f.fileno())
+            if target.exists(): os.chmod(tmp, target.stat().st_mode & 0o777)
+            tmp.replace(target)
+        except BaseException:
+            tmp.unlink(missing_ok=True)
+            raise
+    except OSError as e: raise OSError(e.errno or errno.EIO, f'cannot write {path}: {e.strerror or e}') from e
     finally:
-        if tmp: tmp.unlink(missing_ok=True)
+        if fd is not None: os.close(fd)
 
 # %% ../nbs/00_core.ipynb #9f48926b
+def _as_json(found):
+    "`found` with None for nan and infinities, which JSON does not have"
+    if isinstance(found, dict): return {k: _as_json(v) for k, v in found.items()}
+    if isinstance(found, (list, tuple)): return [_as_json(v) for v in found]
+    return None if isinstance(found, float) and not math.isfinite(found) else found
+
 def write_json(
     path: str | Path,  # the file to write or replace
     found,             # what `json` can write
-):
-    "Write JSON, whole or not at all. Raises `OSError` with `path` in its text"
-    with atomic_write(path) as tmp: tmp.write_text(json.dumps(found, indent=1) + '\n')
+) -> None:
+    "Write JSON, whole or not at all, with null for nan and infinities. Raises `OSError` with `path` in its text"
+    text = json.dumps(_as_json(found), indent=1, allow_nan=False) + '\n'
+    with atomic_write(path) as tmp: tmp.write_text(text, encoding='utf-8')
+
+# %% ../nbs/00_core.ipynb #5b6c1e03
+def write_figure(
+    path: str | Path,  # the file to write or replace; its suffix says the format
+    figure,            # of matplotlib; it is closed
+    **options,         # to `savefig`
+) -> None:
+    "Write a figure, whole or not at all. Raises `OSError` with `path` in its text"
+    import matplotlib.pyplot as plt
+    plt.close(figure)
+    with atomic_write(path) as tmp: figure.savefig(tmp, format=Path(path).suffix[1:], **dict(dpi=110) | options)
 
 # %% ../nbs/00_core.ipynb #854095db
 def check_labels(
@@ -158,6 +203,24 @@ def labels_of(
     best, labels = scores.max(1)   # nan is larger than every number
     if not best.isfinite().all(): raise ValueError(f'scores: expected finite ones, found {int((~best.isfinite()).sum())} of {best.numel()} places where the largest is nan or infinite')
     return labels
+
+# %% ../nbs/00_core.ipynb #5b6c1e06
+def check_positive(
+    **numbers,  # name → integer, or a list of them
+) -> None:
+    "Raise `ValueError` for a number that is not an integer of at least 1"
+    for name, value in numbers.items():
+        for n in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
+                raise ValueError(f'{name}: expected an integer of at least 1, found {n!r}')
+
+def check_share(
+    **numbers,  # name → number
+) -> None:
+    "Raise `ValueError` for a number that is not at least 0 and below 1"
+    for name, n in numbers.items():
+        if isinstance(n, bool) or not isinstance(n, Real) or not 0 <= n < 1:
+            raise ValueError(f'{name}: expected a number of at least 0 and below 1, found {n!r}')
 
 # %% ../nbs/00_core.ipynb #793ec102
 def plain(

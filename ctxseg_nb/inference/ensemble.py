@@ -163,16 +163,17 @@ def cached_candidates(
     folder: str | Path,   # of the files, one a picture
     scales=(1.2, 1., .8), # factors of the picture's size
     flip: bool = True,    # also the mirror at every scale?
+    **options,            # to `candidates`: `mirror`, `size`, `crop`, `stride`, `fill`
 ) -> CandidateFiles:
-    "Candidates of labelled pictures, computed where there is no file yet. `ValueError` names a file that is damaged or belongs to another model, picture or choice of scales"
+    "Candidates of labelled pictures, computed where there is no file yet. `ValueError` names a file that is damaged or belongs to another model, picture or choice of looks"
     scales, files = tuple(map(float, scales)), []
-    common = dict(format='candidates 1', model=_identity(model), scales=f'{scales}', flip=f'{bool(flip)}')
+    common = dict(format='candidates 1', model=_identity(model), scales=f'{scales}', flip=f'{bool(flip)}', options=f'{sorted(options.items())}')
     for i, (x, y) in enumerate(pairs):
         _check_picture(i, x, y)
         file, card = Path(folder)/f'{i:06}.safetensors', common | dict(picture=checksum(dict(image=x, mask=y)))
         files.append((file, card))
         if file.exists(): _check_card(file, card); continue
-        s, g = candidates(model, x, scales, flip)
+        s, g = candidates(model, x, scales, flip, **options)
         check_labels(y, s.shape[2], name=f'mask {i}')
         _write(file, card, y, s, g)
     return CandidateFiles(files)

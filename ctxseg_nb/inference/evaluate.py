@@ -11,11 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-<<<<<<< HEAD
-from ..core import IGNORE, IMAGENET_STATS, Card, atomic_write, check_labels, keep_memory, write_figure, write_json
-=======
-from ..core import IGNORE, IMAGENET_STATS, Card, atomic_write, check_labels, keep_memory, labels_of, write_json
->>>>>>> 5b3df03 (miou leaves the card's background out everywhere; scores that are not finite are refused by metrics and calibration)
+from ..core import IGNORE, IMAGENET_STATS, Card, atomic_write, check_labels, keep_memory, labels_of, write_figure, write_json
 from ..data.datasets import check_mask, load_image, load_mask
 from ..data.pascal import voc_palette
 from .multiscale import predict_multiscale
@@ -160,14 +156,6 @@ def _write_csv(file, rows):
         writer = csv.DictWriter(f, rows[0])
         writer.writeheader(); writer.writerows(rows)
 
-<<<<<<< HEAD
-=======
-def _write_bars(file, table, card):
-    import matplotlib.pyplot as plt
-    fig = plot_classes(table, card.palette, card.background).figure
-    plt.close(fig)
-    with atomic_write(file) as tmp: fig.savefig(tmp, format='png', dpi=110)
->>>>>>> 5b3df03 (miou leaves the card's background out everywhere; scores that are not finite are refused by metrics and calibration)
 
 # %% ../../nbs/inference/43_evaluate.ipynb #9feabb98
 def write_report(
@@ -180,11 +168,7 @@ def write_report(
     found = dict(data=card.name, pictures=len(counts), figures={k: round(float(v), 6) for k, v in figures_of(counts, card).items()}, classes=table)
     _write_csv(folder/'report.csv', table)
     write_json(folder/'report.json', found)
-<<<<<<< HEAD
-    write_figure(folder/'report.png', plot_classes(table, card.palette).figure)
-=======
-    _write_bars(folder/'report.png', table, card)
->>>>>>> 5b3df03 (miou leaves the card's background out everywhere; scores that are not finite are refused by metrics and calibration)
+    write_figure(folder/'report.png', plot_classes(table, card.palette, card.background).figure)
     return found
 
 # %% ../../nbs/inference/43_evaluate.ipynb #7c087f37

@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np, torch, torch.distributed as dist
 from fastai.vision.all import *
 from ..core import keep_memory
-from ..data.datasets import missing_classes
+from ..inference.multiscale import predict_multiscale, sums_over_positions
 from ..models.segmentor import create_model, param_groups, tell_progress
 from .losses import SegmentationLoss, class_weights, count_labels
 from .metrics import segmentation_metrics
@@ -57,19 +57,11 @@ def training_counts(
     n_classes: int,  # K
     n: int = 256,    # masks to look at
 ) -> torch.Tensor:  # (K,) long, pixels of each class
-    "Pixels of each class in an even sample of the training masks; warns of classes that have none. Raises `ValueError` where there is only one class to learn, or none"
-    ds, sizes = dls.train_ds, []
+    "Pixels of each class in an even sample of the training masks"
+    ds = dls.train_ds
     mask = ds.tls[1].__getitem__ if hasattr(ds, 'tls') else lambda i: ds[i][1]
-    def labels(i):
-        found = mask(i)
-        sizes.append(int(np.prod(np.shape(found))))
-        return found
     picks = np.linspace(0, len(ds) - 1, min(n, len(ds))).round().astype(int)
-    counts = count_labels(map(labels, picks.tolist()), n_classes)
-    names = getattr(dls, 'vocab', None) or [f'{k}' for k in range(n_classes)]
-    missing = missing_classes(counts, sum(sizes) - int(counts.sum()), names, f'{len(picks)} of {len(ds)} training masks')
-    if missing: warnings.warn(missing)
-    return counts
+    return count_labels(map(mask, picks.tolist()), n_classes)
 
 # %% ../../nbs/training/33_learner.ipynb #97567e09
 class LossParts(Callback):
@@ -206,6 +198,15 @@ class DeviceMixedPrecision(MixedPrecision):
         self.autocast = torch.autocast('cpu', torch.bfloat16)
         self.learn.scaler, self.scales = torch.amp.GradScaler('cpu', enabled=False), L()
 
+# %% ../../nbs/training/33_learner.ipynb #5e91ab08
+class _Looking(nn.Module):
+    "What a model says about images that it sees at several scales and mirrored"
+    def __init__(self, model, **options):
+        super().__init__()
+        self.model, self.options = model, options
+
+    def forward(self, x): return predict_multiscale(self.model, x, **self.options)
+
 # %% ../../nbs/training/33_learner.ipynb #5e91ab07
 class SegmentationLearner(Learner):
     "A fastai `Learner` with what segmentation needs beside it"
@@ -231,6 +232,20 @@ class SegmentationLearner(Learner):
     def to_bf16(self) -> Learner:
         "Mixed precision with bfloat16"
         return self.add_cb(DeviceMixedPrecision('bf16'))
+
+    def tta(self,
+        ds_idx: int = 1,    # pictures: 1 of validation, 0 of training
+        dl=None,            # pictures in place of those
+        scales=(1,),        # factors of the pictures' size
+        flip: bool = True,  # also the mirror at every scale?
+        **options,          # to `predict_multiscale`: `crop`, `stride`, `average`, `fill`, `bs`, `size`, `mirror`
+    ) -> tuple:  # probabilities (n, K, H, W), or logits where `average` says so, and masks (n, H, W), as from `get_preds`
+        "Mean over scales and mirrors, each brought back onto the picture; left and right change places as the data's card says"
+        card = getattr(self.dls, 'card', None)
+        options = dict(mirror=card and card.mirror, fill=sums_over_positions(self.model)) | options
+        if dl is None: dl = self.dls[ds_idx].new(shuffle=False, drop_last=False)
+        with replacing_yield(self, 'model', _Looking(self.model, scales=scales, flip=flip, **options)), dl.dataset.set_split_idx(1):
+            return self.get_preds(dl=dl, act=noop)
 
 # %% ../../nbs/training/33_learner.ipynb #5efb9f4e
 def _recipe(opt):
@@ -263,9 +278,11 @@ def _switches(precision, accumulate, channels_last):
     return [cb for cb in cbs if cb]
 
 def _class_weights(weights, dls, n_classes):
-    if isinstance(weights, str) and weights != 'sqrt': raise ValueError(f"weights: expected 'sqrt', None or a tensor, found {weights!r}")
-    counts = training_counts(dls, n_classes)   # whatever the weights: there must be something to learn
-    return class_weights(counts) if isinstance(weights, str) else weights
+    if not isinstance(weights, str): return weights
+    if weights != 'sqrt': raise ValueError(f"weights: expected 'sqrt', None or a tensor, found {weights!r}")
+    counts = training_counts(dls, n_classes)
+    if not counts.any(): raise ValueError('training masks: expected pixels with a label, found void only')
+    return class_weights(counts)
 
 # %% ../../nbs/training/33_learner.ipynb #55d8b6c6
 def segmentation_learner(
