@@ -244,8 +244,10 @@ class SegmentationLearner(Learner):
         card = getattr(self.dls, 'card', None)
         options = dict(mirror=card and card.mirror, fill=sums_over_positions(self.model)) | options
         if dl is None: dl = self.dls[ds_idx].new(shuffle=False, drop_last=False)
-        with replacing_yield(self, 'model', _Looking(self.model, scales=scales, flip=flip, **options)), dl.dataset.set_split_idx(1):
-            return self.get_preds(dl=dl, act=noop)
+        model, self.model = self.model, _Looking(self.model, scales=scales, flip=flip, **options)
+        try:
+            with dl.dataset.set_split_idx(1): return self.get_preds(dl=dl, act=noop)
+        finally: self.model = model
 
 # %% ../../nbs/training/33_learner.ipynb #5efb9f4e
 def _recipe(opt):

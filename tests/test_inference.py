@@ -1,0 +1,181 @@
+"Scores at test time: every way to look at a picture, and every figure, on models that are right by construction."
+import json, shutil
+import numpy as np, pytest, torch
+from dataclasses import replace
+from PIL import Image
+from torch import nn
+import ctxseg_nb.inference.evaluate as evaluation
+from ctxseg_nb import cli
+from ctxseg_nb.core import IGNORE, IMAGENET_STATS, Card, labels_of
+from ctxseg_nb.data.blocks import dataset_dls, segmentation_dls
+from ctxseg_nb.data.datasets import known_datasets, open_dataset
+from ctxseg_nb.data.miniature import little_mask, make_miniature
+from ctxseg_nb.inference.ensemble import candidates
+from ctxseg_nb.inference.evaluate import evaluate_pictures, figures_of, image_counts, labeller, mean_iou_of, read_split, write_report
+from ctxseg_nb.inference.multiscale import predict_looks, predict_multiscale, sums_over_positions
+from ctxseg_nb.models.segmentor import create_model, known_models
+from ctxseg_nb.training.follow import follow, recipe_dls, score
+from ctxseg_nb.training.learner import SegmentationLearner, segmentation_learner
+from ctxseg_nb.training.losses import SegmentationLoss
+from ctxseg_nb.training.metrics import MIoU, calibration_error, confusion_matrix, mean_iou, reliability
+from ctxseg_nb.training.recipes import filled, recipe
+
+MIRROR = known_datasets()['lip'].card.mirror
+COLOURS = {0: (0, 0), 14: (255, 0), 15: (128, 221)}  # red and green of background, left arm and right arm
+COMBINATIONS = 'prob', 'logit', 'avg', 'max', 'avgmax', 'learnt'
+LOOKS = dict(whole={}, scales=dict(scales=(.5, 1., 1.5)), windows=dict(windows=True, crop=40), shorter_side=dict(side=96), squeezed=dict(side=(72, 72)))
+
+
+class RightAboutArms(nn.Module):
+    "Names each pixel by its red and green. Blue grows to the right in a picture as it was taken; where it falls, left is right"
+    def __init__(self):
+        super().__init__()
+        self.unused, self.seen = nn.Parameter(torch.zeros(())), set()   # a learner expects something to learn
+
+    def forward(self, x):
+        self.seen.add(tuple(x.shape[2:]))
+        mean, std = (torch.tensor(s, device=x.device).view(3, 1, 1) for s in IMAGENET_STATS)
+        rgb = 255*(x*std + mean)
+        logits = torch.full((len(x), 20, *x.shape[2:]), -99., device=x.device) + self.unused
+        for label, (r, g) in COLOURS.items(): logits[:, label] = -((rgb[:, 0] - r)**2 + (rgb[:, 1] - g)**2)/2000
+        turned = rgb[:, 2].diff(dim=-1).sign().sum((1, 2)) < 0
+        return torch.where(turned[:, None, None, None], logits[:, list(MIRROR)], logits)
+
+
+@pytest.fixture(scope='module')
+def arms(tmp_path_factory):
+    "LIP's miniature, with pictures that `RightAboutArms` understands"
+    path = make_miniature('lip', tmp_path_factory.mktemp('data')/'lip')
+    ds = open_dataset('lip', path)
+    for i, (image, file) in enumerate(ds.split('train') + ds.split('val')):
+        mask = little_mask(list(COLOURS), (64, 48), i)
+        picture = np.zeros((64, 48, 3), np.uint8)
+        for label, colour in COLOURS.items(): picture[mask == label, :2] = colour
+        picture[..., 2] = 30 + 4*np.arange(48)
+        Image.fromarray(mask).save(file)
+        Image.fromarray(picture).save(image, quality=100, subsampling=0)
+    return path
+
+
+def arms_recipe(**options): return filled(recipe('mcibi/lip/resnet50/fcn', batch=2, **dict(crop=32, scales=(1.,), mirrors=True, side=None) | options))
+
+
+@pytest.mark.parametrize('looks', LOOKS)
+@pytest.mark.parametrize('combine', COMBINATIONS)
+def test_recipes_know_left_from_right(arms, tmp_path, combine, looks):
+    r = arms_recipe(combine=combine, **LOOKS[looks])
+    figures, _ = score(r, RightAboutArms(), recipe_dls(r, arms), tmp_path)
+    assert figures['miou'] == 1 if looks in ('whole', 'windows') else figures['miou'] > .85   # scales blur the borders of the classes
+
+
+@pytest.mark.parametrize('combine', COMBINATIONS)
+def test_all_ways_of_combining_see_the_same_windows(arms, tmp_path, combine):
+    r, model = arms_recipe(combine=combine, scales=(.5, 2.), windows=True, crop=(60, 80), side=40), RightAboutArms()
+    score(r, model, recipe_dls(r, arms), tmp_path)
+    assert model.seen == {(60, 80)}   # also at scale 0.5, where the picture has 27×20 pixels
+
+
+def test_recipes_fill_windows_to_the_size_of_training(tmp_path):
+    path, seen = make_miniature('pascal_context', tmp_path/'context'), set()
+    def model(x): seen.add(tuple(x.shape[2:])); return x.mean(1, keepdim=True).expand(-1, 59, -1, -1)
+    module = nn.Module(); module.forward = model
+    r = filled(recipe('encnet/pascal_context/resnet101', scales=(.5, 1.), mirrors=False, crop=64, batch=2))
+    score(r, module, recipe_dls(r, path), tmp_path)
+    assert seen == {(64, 64)}   # pictures have 48×64 pixels
+
+
+def test_models_that_sum_over_positions():
+    sums = {name for name in known_models() if sums_over_positions(create_model(name, 5))}
+    assert 'encnet' in sums and not sums & {'fcn', 'gap', 'psp', 'aspp', 'cfnet', 'mcibi'}
+    assert sums_over_positions(create_model('cfnet', 5, encoding=True))
+
+
+def test_learner_turns_mirrored_predictions_back(arms):
+    dls = dataset_dls(open_dataset('lip', arms), (64, 48), bs=2, device='cpu')
+    learn = SegmentationLearner(dls, RightAboutArms(), SegmentationLoss())
+    with learn.no_bar(): probabilities, targets = learn.tta()
+    assert probabilities.shape == (2, 20, 64, 48) and (probabilities.argmax(1) == targets).all()
+    with learn.no_bar(): scaled, _ = learn.tta(scales=(.5, 1, 1.5), average='logit')
+    assert (scaled.argmax(1) == targets).float().mean() > .9
+    with learn.no_bar(): of_training, targets = learn.tta(ds_idx=0)
+    assert len(of_training) == 2 and (of_training.argmax(1) == targets).all()
+    assert isinstance(learn.model, RightAboutArms)
+
+
+def test_tta_of_pictures_of_different_sizes_and_without_masks(arms):
+    pairs = [(np.full((h, w, 3), 90, np.uint8), np.zeros((h, w), np.uint8)) for h, w in ((20, 30), (24, 16))]
+    dls = segmentation_dls(pairs, pairs, Card('two', ('a', 'b')), bs=1, device='cpu')
+    learn = segmentation_learner(dls, 'encnet')
+    with learn.no_bar(): found, targets = learn.tta(scales=(.5, 1), crop=32)
+    assert [tuple(p.shape) for p in found] == [(2, 20, 30), (2, 24, 16)] and [tuple(t.shape) for t in targets] == [(20, 30), (24, 16)]
+    with learn.no_bar(): assert learn.tta(dl=dls.test_dl([pairs[0][0]], bs=1))[0].shape == (1, 2, 20, 30)
+
+
+def test_looks_together_and_apart_are_the_same():
+    net, x = create_model('encnet', 3).eval(), torch.randn(2, 3, 20, 27)
+    how = dict(scales=(.5, 1.3), crop=16, stride=.5, fill=True, mirror=[1, 0, 2], size=18)
+    apart, presence = predict_looks(net, x, apart=True, average='logit', **how)
+    together, mean_presence = predict_looks(net, x, average='logit', **how)
+    assert apart.shape == (4, 2, 3, 20, 27) and presence.shape == (4, 2, 3)
+    torch.testing.assert_close(apart.mean(0, keepdim=True), together, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(presence.mean(0, keepdim=True), mean_presence)
+    torch.testing.assert_close(candidates(net, x, **how)[0], apart.log_softmax(2), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(predict_multiscale(net, x, average='logit', **how), together[0])
+
+
+# one meaning of miou, on a data set with background
+
+PETS = Card('pets', ('background', 'cat', 'dog'), background=0)
+
+
+def test_miou_means_one_thing(tmp_path):
+    rng = np.random.default_rng(0)
+    pairs = [(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8), rng.integers(0, 3, (24, 32), dtype=np.uint8)) for _ in range(4)]
+    dls = segmentation_dls(pairs, pairs, PETS, bs=1, val_bs=1, device='cpu')
+    learn = segmentation_learner(dls, 'fcn')
+    with learn.no_bar(): of_learner = learn.validate()[[m.name for m in learn.metrics].index('miou') + 1]
+    counts = evaluate_pictures(labeller(learn.model), pairs, 3)
+    table = sum(confusion_matrix(torch.as_tensor(labeller(learn.model)(im).astype(int))[None], torch.as_tensor(m.astype(int))[None], 3) for im, m in pairs)
+    r = filled(recipe('encnet/pascal_context/resnet50', windows=False))
+    found = dict(figures_of=figures_of(counts, PETS)['miou'], mean_iou_of=mean_iou_of(counts.sum(0), background=0), mean_iou=mean_iou(table, background=0).item(),
+                 recipe=score(r, learn.model, dls, tmp_path)[0]['miou'], report=write_report(counts, PETS, tmp_path)['figures']['miou'])
+    assert found == pytest.approx(dict.fromkeys(found, of_learner), abs=1e-5)
+    everything = mean_iou_of(counts.sum(0))
+    assert abs(everything - of_learner) > 1e-3 and figures_of(counts, PETS)['miou_with_background'] == everything
+
+
+# scores that are no numbers
+
+@pytest.mark.parametrize('bad', [torch.nan, torch.inf])
+def test_scores_that_are_not_finite_are_refused(bad):
+    scores, target = torch.randn(1, 3, 4, 5), torch.zeros(1, 4, 5, dtype=torch.long)
+    scores[0, 1, 2, 3] = bad
+    for refuses in (lambda: confusion_matrix(scores, target, 3), lambda: labels_of(scores), lambda: reliability(scores.softmax(1), target),
+                    lambda: predict_multiscale(lambda x: scores, torch.zeros(3, 4, 5), (1,), flip=False),
+                    lambda: predict_multiscale(lambda x: scores, torch.zeros(3, 4, 5), (1,), flip=False, average='logit'),
+                    lambda: candidates(lambda x: scores, torch.zeros(3, 4, 5), (1,), flip=False),
+                    lambda: labeller(lambda x: scores)(np.zeros((4, 5, 3), np.uint8))):
+        with pytest.raises(ValueError, match='expected (finite|probabilities)'): refuses()
+
+
+def test_struck_out_classes_are_allowed():
+    scores = torch.randn(1, 3, 4, 5)
+    scores[:, 1] = -torch.inf
+    target = scores.argmax(1)
+    assert confusion_matrix(scores, target, 3).diagonal().sum() == 20
+    assert calibration_error(reliability(scores.softmax(1), target)).isfinite()
+    assert labeller(lambda x: scores)(np.zeros((4, 5, 3), np.uint8)).tolist() == target[0].tolist()
+    with pytest.raises(ValueError, match='found 20 of 20 places'): confusion_matrix(torch.full_like(scores, -torch.inf), target, 3)
+
+
+# hyper-parameters of recipes
+
+@pytest.mark.parametrize('schedule', ['cycle', 'poly'])
+@pytest.mark.parametrize('opt', ['sgd', 'adamw'])
+def test_recipes_keep_their_momentum(tmp_path, schedule, opt):
+    path = make_miniature('ade20k', tmp_path/'ade20k')
+    r = recipe('encnet/ade20k/resnet50', backbone='tiny', crop=32, batch=2, epochs=3, mom=.8, schedule=schedule, opt=opt, scales=(1.,), options=dict(width=16))
+    seen = []
+    learn, _ = follow(r, path, tmp_path/'run', steps=3)
+    recorded = learn.recorder.hps.get('mom', []) + [h['mom'] for h in learn.opt.hypers]
+    assert recorded and set(recorded) == {.8}
