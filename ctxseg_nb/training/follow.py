@@ -23,7 +23,7 @@ from ..data.datasets import open_dataset
 from ..data.transforms import Augment
 from ..inference.ensemble import LearnToCombine, cached_candidates, candidates, combine
 from ..inference.multiscale import eval_mode, predict_looks
-from ..models.backbones import BACKBONES, create_backbone, load_tensors, read_tensors
+from ..models.backbones import BACKBONES, backbone_weights, create_backbone, load_tensors, read_tensors
 from ..models.deepcrf import deepcrf
 
 # %% ../../nbs/training/39_follow.ipynb #e135ac16
@@ -33,7 +33,7 @@ from ..models.segmentor import create_model, load_model, save_model, upsample
 from .asynchronous import AsynchronousPairs
 from .checkpoint import Checkpoint
 from .cifar import train_cifar
-from .distributed import distributed, own_bs
+from .distributed import distributed
 from .learner import segmentation_learner
 from .metrics import confusion_matrix, mean_accuracy, mean_iou, pixel_accuracy
 from .recipes import RECIPES, Recipe, filled, recipe, silent
@@ -41,8 +41,8 @@ from .recipes import RECIPES, Recipe, filled, recipe, silent
 # %% ../../nbs/training/39_follow.ipynb #d6dabe90
 def backbone_options(r: Recipe) -> dict:
     "What `create_backbone` is told"
-    if r.backbone in ('vgg16_fc6', 'squeezenet1_0'): return dict(weights='imagenet') if r.pretrained else {}
-    return {} if r.backbone in BACKBONES else dict(output_stride=r.stride, pretrained=r.pretrained)
+    weights = backbone_weights(r.backbone, 'imagenet' if r.pretrained and r.backbone != 'tiny' else None)
+    return weights if r.backbone in BACKBONES else dict(output_stride=r.stride, **weights)
 
 # %% ../../nbs/training/39_follow.ipynb #a540dab6
 def recipe_model(
@@ -115,7 +115,7 @@ def recipe_dls(
     ds = open_dataset(r.data, path, **r.data_options)
     splits = r.train if _learns(r) else r.valid, r.valid
     augment = Augment(r.crop, r.scale, r.rotate, r.flip, r.jitter, mirror=ds.card.mirror)
-    return dataset_dls(ds, bs=own_bs(r.batch), splits=splits, augment=augment, num_workers=workers)
+    return dataset_dls(ds, bs=r.batch, splits=splits, augment=augment, num_workers=workers)
 
 # %% ../../nbs/training/39_follow.ipynb #da1a2445
 def _looks(r, mirror):
