@@ -179,3 +179,84 @@ def test_recipes_keep_their_momentum(tmp_path, schedule, opt):
     learn, _ = follow(r, path, tmp_path/'run', steps=3)
     recorded = learn.recorder.hps.get('mom', []) + [h['mom'] for h in learn.opt.hypers]
     assert recorded and set(recorded) == {.8}
+
+
+# the command line: one way to score whole pictures
+
+def command(*words):
+    assert cli.main([str(w) for w in words]) == 0
+
+
+def camvid(path):
+    rng = np.random.default_rng(0)
+    for split, n in (('train', 4), ('val', 3)):
+        for i in range(n):
+            for folder, array in ((split, rng.integers(0, 256, (40 + i, 60, 3))), (f'{split}annot', rng.integers(0, 12, (40 + i, 60)))):
+                (path/folder).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array.astype(np.uint8)).save(path/folder/f'{i}.png')
+    (path/'codes.txt').write_text('\n'.join(f'class{k}' for k in range(11)) + '\nvoid\n')
+    return path
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    "A small CamVid, a training on it that saw pictures at 24×36, and the counts it was scored with"
+    tmp, seen = tmp_path_factory.mktemp('trained'), []
+    whole = evaluation.evaluate_pictures
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, 'evaluate_pictures', lambda *args: seen.append(whole(*args)) or seen[-1])
+        command('train', '--data', 'camvid', '--path', camvid(tmp/'camvid'), '--size', '24,36', '--bs', 2, '--epochs', 1, '--model', 'encnet', '--out', tmp/'run', '--device', 'cpu')
+    return tmp, seen[0]
+
+
+def report(folder): return json.loads((folder/'report.json').read_text())
+
+
+def test_masks_are_scored_at_their_own_size(trained):
+    tmp, counts = trained
+    labelled = [(np.array(Image.open(f)) < 11).sum() for f in sorted((tmp/'camvid'/'valannot').iterdir())]
+    assert counts[:, :, 2].sum(1).tolist() == labelled
+
+
+def test_training_and_evaluation_give_the_same_number(trained):
+    tmp, counts = trained
+    of_training = json.loads((tmp/'run'/'results.json').read_text())['figures']
+    shutil.copytree(tmp/'camvid', tmp/'only_val')
+    for split in ('train', 'trainannot'): shutil.rmtree(tmp/'only_val'/split)   # evaluation does not need it
+    command('evaluate', tmp/'run'/'model.safetensors', '--data', 'camvid', '--path', tmp/'only_val', '--out', tmp/'report', '--device', 'cpu')
+    assert report(tmp/'report')['figures'] == pytest.approx(of_training, abs=1e-6)
+
+
+def test_demo_and_evaluation_give_the_same_number(tmp_path):
+    command('demo', '--out', tmp_path/'demo', '--epochs', 1, '--n-train', 16, '--n-valid', 200, '--size', 32, '--device', 'cpu')
+    command('evaluate', tmp_path/'demo'/'model.safetensors', '--out', tmp_path/'report', '--device', 'cpu')
+    assert report(tmp_path/'report')['figures'] == pytest.approx(json.loads((tmp_path/'demo'/'results.json').read_text())['figures'], abs=1e-6)
+
+
+@pytest.mark.parametrize('multiscale', [False, True])
+def test_what_the_network_sees(trained, monkeypatch, multiscale):
+    "One look at the size of training, or windows of that size, which EncNet needs filled"
+    from ctxseg_nb.models.segmentor import Segmentor
+    tmp, seen = trained[0], set()
+    outputs = Segmentor.outputs
+    monkeypatch.setattr(Segmentor, 'outputs', lambda self, x: seen.add(tuple(x.shape[2:])) or outputs(self, x))
+    command('evaluate', tmp/'run'/'model.safetensors', '--data', 'camvid', '--path', tmp/'camvid', '--device', 'cpu', *['--multiscale']*multiscale)
+    assert seen == {(24, 36)}
+
+
+def test_predictions_are_what_is_scored(trained):
+    tmp, counts = trained
+    command('predict', tmp/'camvid'/'val', '--model', tmp/'run'/'model.safetensors', '--out', tmp/'predicted', '--device', 'cpu')
+    for i, count in enumerate(counts):
+        predicted, mask = (torch.as_tensor(np.array(Image.open(f)).astype(int)) for f in (tmp/'predicted'/f'{i}.png', tmp/'camvid'/'valannot'/f'{i}.png'))
+        assert image_counts(predicted[None], mask.where(mask < 11, torch.tensor(IGNORE))[None], 11)[0].tolist() == count.tolist()
+
+
+def test_normalisation_of_the_model_file(trained, tmp_path):
+    "Another mean and standard deviation in a model's card reach the network"
+    from ctxseg_nb.models.segmentor import load_model
+    tmp, seen = trained[0], []
+    net, info = load_model(tmp/'run'/'model')
+    label = cli._labeller(lambda x: seen.append(x) or torch.zeros(1, 11, *x.shape[2:]), info | dict(stats=([.5]*3, [.25]*3)), (8, 8))
+    label(np.full((20, 30, 3), 255, np.uint8))
+    torch.testing.assert_close(seen[0], torch.full((1, 3, 8, 8), 2.))

@@ -53,14 +53,9 @@ def figures_of(
 ) -> dict[str, float]:
     "Mean IoU (the card's background left out, as in `MIoU`), pixel accuracy, mean IoU of all classes where there is a background, and of every class group that occurs"
     total = counts.sum(0)
-<<<<<<< HEAD
     with np.errstate(invalid='ignore'): pixel_acc = total[:, 0].sum()/total[:, 2].sum()   # nan where all is void
-    figures = dict(miou=mean_iou_of(total), pixel_acc=pixel_acc)
-    if card.background is not None: figures['miou_no_background'] = mean_iou_of(total, set(range(card.n_classes)) - {card.background})
-=======
-    figures = dict(miou=mean_iou_of(total, background=card.background), pixel_acc=total[:, 0].sum()/total[:, 2].sum())
+    figures = dict(miou=mean_iou_of(total, background=card.background), pixel_acc=pixel_acc)
     if card.background is not None: figures['miou_with_background'] = mean_iou_of(total)
->>>>>>> 12d3400 (miou leaves the card's background out everywhere; scores that are not finite are refused by metrics and calibration)
     return figures | {name: mean_iou_of(total, labels) for name, labels in card.groups.items() if total[list(labels)].any()}
 
 # %% ../../nbs/inference/43_evaluate.ipynb #7f8e31d6
