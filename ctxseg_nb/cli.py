@@ -202,7 +202,8 @@ def _leave(learn, out, size, items):
     return figures
 
 def _print_figures(figures):
-    for k, v in figures.items(): print(f'{k:20}{100*v:6.1f}')
+    for k, v in figures.items(): print(f'{k:20}{100*v:6.1f}' if math.isfinite(v) else f'{k:20}     -')
+    if not math.isfinite(figures['miou']): print('the validation pictures have no pixel with a label')
 
 # %% ../nbs/cli.ipynb #b2fbfafd
 @command

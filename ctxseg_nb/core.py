@@ -17,14 +17,23 @@ try: import fcntl
 except ImportError: fcntl = None  # Windows, where nothing keeps two writers of one file apart
 
 # %% auto #0
-__all__ = ['IGNORE', 'IMAGENET_STATS', 'VOID_COLOUR', 'Card', 'palette', 'colorize', 'show_rows', 'legend', 'atomic_write',
-           'write_json', 'write_figure', 'check_labels', 'labels_of', 'check_positive', 'check_share', 'plain',
-           'at_least_float32', 'full_precision', 'default_device', 'shared_mean', 'checksum', 'real_data',
-           'keep_memory']
+__all__ = ['IGNORE', 'IMAGENET_STATS', 'VOID_COLOUR', 'LOG_ZERO', 'check_n_classes', 'Card', 'palette', 'colorize', 'show_rows',
+           'legend', 'atomic_write', 'write_json', 'write_figure', 'check_labels', 'can_check_values', 'finite_scores',
+           'labels_of', 'check_positive', 'check_share', 'plain', 'at_least_float32', 'highest_precision',
+           'full_precision', 'default_device', 'shared_mean', 'checksum', 'real_data', 'keep_memory']
 
 # %% ../nbs/00_core.ipynb #290a87b6
 IGNORE = 255  # label of void pixels, in every mask of this library
 IMAGENET_STATS = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # mean and standard deviation of RGB in 0..1
+
+# %% ../nbs/00_core.ipynb #c0a77e15
+def check_n_classes(
+    n_classes: int,  # K
+    name: str = 'n_classes',  # what to call it in the error
+):
+    "Raise `ValueError` for more classes than 8-bit masks have labels beside `IGNORE`"
+    if n_classes > IGNORE:
+        raise ValueError(f'{name}: expected {IGNORE} classes at most, found {n_classes}: masks have 8 bits, and label {IGNORE} is void')
 
 # %% ../nbs/00_core.ipynb #ee4d6e88
 @dataclass(frozen=True, eq=False)
@@ -38,6 +47,7 @@ class Card:
     mirror: tuple[int, ...] | None = None  # (K,) the label that each label has in a mirror; the same where not given
 
     def __post_init__(self):
+        check_n_classes(len(self.codes), self.name)
         colours = np.array(palette(len(self.codes)) if self.palette is None else self.palette, np.uint8)
         colours.flags.writeable = False
         object.__setattr__(self, 'codes', tuple(self.codes))
@@ -188,12 +198,35 @@ def check_labels(
     ignore_index: int | None = IGNORE,  # label of void pixels, allowed too; none where not given
     name: str = 'target',  # what to call `labels` in the error
 ):
-    "Raise `ValueError` when a label is neither in 0..K-1 nor void"
+    "Raise `ValueError` when a label is neither in 0..K-1 nor void, and when `IGNORE` would be both"
+    if ignore_index == IGNORE: check_n_classes(n_classes)
     bad = (labels < 0) | (labels >= n_classes)
     if ignore_index is not None: bad &= labels != ignore_index
     if not bad.any(): return
     void = '' if ignore_index is None else f' and not void ({ignore_index})'
     raise ValueError(f'{name} has label {labels[bad][0].item()}, outside 0..{n_classes - 1} of {n_classes} classes{void}')
+
+# %% ../nbs/00_core.ipynb #7a90c3d4
+LOG_ZERO = -1e30  # the score of what has probability 0, where -inf would make nan
+
+def can_check_values(
+    x: torch.Tensor,  # any
+) -> bool:
+    "Can the values of a tensor be looked at without making a training step wait for its device?"
+    if torch.compiler.is_compiling() or x.device.type == 'meta' or not x.numel(): return False
+    return x.device.type == 'cpu' or not torch.is_grad_enabled()
+
+def finite_scores(
+    scores: torch.Tensor,  # floating, any shape
+    name: str = 'unary',   # what to call them in the error
+) -> torch.Tensor:  # the same, with `LOG_ZERO` (or the lowest number of its type) where it was -inf
+    "Finite scores. Raises `ValueError` for nan and +inf, where `can_check_values`"
+    if can_check_values(scores):
+        low, high = (v.item() for v in scores.detach().aminmax())
+        if not high < np.inf:
+            raise ValueError(f'{name}: expected finite scores, or -inf for a probability of 0, found {high}')
+        if low >= LOG_ZERO: return scores
+    return scores.clamp(min=max(LOG_ZERO, torch.finfo(scores.dtype).min))
 
 # %% ../nbs/00_core.ipynb #5c1d9a70
 def labels_of(
@@ -235,6 +268,12 @@ def at_least_float32(
 ) -> torch.Tensor:
     "Half precision as float32, anything else as it is"
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+def highest_precision(
+    x: torch.Tensor,  # any type
+) -> torch.Tensor:
+    "In float64; in float32 on Apple's devices, which have no float64"
+    return x.to(torch.float32 if x.device.type == 'mps' else torch.float64)
 
 def full_precision(
     x: torch.Tensor,  # on the device in question

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from ..core import IGNORE, IMAGENET_STATS, Card, atomic_write, check_labels, keep_memory, labels_of, write_figure, write_json
+from ..core import IGNORE, IMAGENET_STATS, Card, atomic_write, check_labels, check_n_classes, keep_memory, labels_of, write_figure, write_json
 from ..data.datasets import check_mask, load_image, load_mask
 from ..data.pascal import voc_palette
 from .multiscale import predict_multiscale
@@ -84,7 +84,9 @@ def labeller(
     keep_memory()
     def label(picture):
         x, by = _as_input(picture, stats).to(_device(model)), base/max(picture.shape[:2]) if base else 1
-        return labels_of(predict_multiscale(model, x, [s*by for s in scales], flip=flip, **options))[0].byte().cpu().numpy()
+        scores = predict_multiscale(model, x, [s*by for s in scales], flip=flip, **options)
+        check_n_classes(scores.shape[1], 'model')
+        return labels_of(scores)[0].byte().cpu().numpy()
     return label
 
 # %% ../../nbs/inference/43_evaluate.ipynb #79c7589c

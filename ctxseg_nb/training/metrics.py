@@ -8,7 +8,7 @@ from functools import partial
 import torch
 import torch.distributed as dist
 from fastai.learner import Metric
-from ..core import IGNORE, Card, check_labels, labels_of
+from ..core import IGNORE, Card, check_labels, check_n_classes, labels_of
 
 # %% auto #0
 __all__ = ['confusion_matrix', 'iou', 'pixel_accuracy', 'mean_accuracy', 'mean_iou', 'reliability', 'calibration_error',
@@ -32,6 +32,7 @@ def confusion_matrix(
     ignore_index: int = IGNORE,  # label of void pixels in `target`
 ) -> torch.Tensor:  # (K, K) long counts, rows truth, columns prediction
     "Pixels of each pair of true and predicted class. Raises `ValueError` for shapes that don't match, labels outside 0..K-1 and logits that are not finite"
+    if ignore_index == IGNORE: check_n_classes(n_classes)
     pred, target = (x.as_subclass(torch.Tensor) for x in (pred, target))
     pred = _labels(pred, target, n_classes)
     valid = target != ignore_index
