@@ -4,8 +4,8 @@
 
 # %% ../nbs/00_core.ipynb #8f38b04e
 from __future__ import annotations
-import ctypes, errno, json, math, os, zlib
-from collections.abc import Iterator
+import ctypes, errno, inspect, json, math, os, zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -18,9 +18,10 @@ except ImportError: fcntl = None  # Windows, where nothing keeps two writers of 
 
 # %% auto #0
 __all__ = ['IGNORE', 'IMAGENET_STATS', 'VOID_COLOUR', 'LOG_ZERO', 'check_n_classes', 'Card', 'palette', 'colorize', 'show_rows',
-           'legend', 'atomic_write', 'write_json', 'write_figure', 'check_labels', 'can_check_values', 'finite_scores',
-           'labels_of', 'check_positive', 'check_share', 'plain', 'at_least_float32', 'highest_precision',
-           'full_precision', 'default_device', 'shared_mean', 'checksum', 'real_data', 'keep_memory']
+           'legend', 'atomic_write', 'write_json', 'write_figure', 'check_labels', 'check_options', 'can_check_values',
+           'finite_scores', 'labels_of', 'check_positive', 'check_share', 'plain', 'at_least_float32',
+           'highest_precision', 'full_precision', 'default_device', 'shared_mean', 'checksum', 'real_data',
+           'keep_memory']
 
 # %% ../nbs/00_core.ipynb #290a87b6
 IGNORE = 255  # label of void pixels, in every mask of this library
@@ -205,6 +206,18 @@ def check_labels(
     if not bad.any(): return
     void = '' if ignore_index is None else f' and not void ({ignore_index})'
     raise ValueError(f'{name} has label {labels[bad][0].item()}, outside 0..{n_classes - 1} of {n_classes} classes{void}')
+
+# %% ../nbs/00_core.ipynb #5e0c1c01
+def check_options(
+    what: str,       # whose options they are, for the error
+    f: Callable,     # takes them
+    options: dict,   # name → value
+) -> None:
+    "Raise `ValueError` for an option that `f` does not take"
+    takes = inspect.signature(f).parameters
+    wrong = [name for name in options if name not in takes]
+    if wrong and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        raise ValueError(f'{what} has no option {wrong[0]!r}; there are {", ".join(takes) or "none"}')
 
 # %% ../nbs/00_core.ipynb #7a90c3d4
 LOG_ZERO = -1e30  # the score of what has probability 0, where -inf would make nan

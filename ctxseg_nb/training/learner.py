@@ -10,6 +10,7 @@ from itertools import islice
 import numpy as np, torch, torch.distributed as dist
 from fastai.vision.all import *
 from ..core import keep_memory
+from ..data.datasets import missing_classes
 from ..inference.multiscale import predict_multiscale, sums_over_positions
 from ..models.segmentor import create_model, param_groups, tell_progress
 from .losses import SegmentationLoss, class_weights, count_labels
@@ -57,11 +58,19 @@ def training_counts(
     n_classes: int,  # K
     n: int = 256,    # masks to look at
 ) -> torch.Tensor:  # (K,) long, pixels of each class
-    "Pixels of each class in an even sample of the training masks"
-    ds = dls.train_ds
+    "Pixels of each class in an even sample of the training masks; warns of classes that have none. Raises `ValueError` where there is only one class to learn, or none"
+    ds, sizes = dls.train_ds, []
     mask = ds.tls[1].__getitem__ if hasattr(ds, 'tls') else lambda i: ds[i][1]
+    def labels(i):
+        found = mask(i)
+        sizes.append(int(np.prod(np.shape(found))))
+        return found
     picks = np.linspace(0, len(ds) - 1, min(n, len(ds))).round().astype(int)
-    return count_labels(map(mask, picks.tolist()), n_classes)
+    counts = count_labels(map(labels, picks.tolist()), n_classes)
+    names = getattr(dls, 'vocab', None) or [f'{k}' for k in range(n_classes)]
+    missing = missing_classes(counts, sum(sizes) - int(counts.sum()), names, f'{len(picks)} of {len(ds)} training masks')
+    if missing: warnings.warn(missing)
+    return counts
 
 # %% ../../nbs/training/33_learner.ipynb #97567e09
 class LossParts(Callback):
@@ -280,11 +289,9 @@ def _switches(precision, accumulate, channels_last):
     return [cb for cb in cbs if cb]
 
 def _class_weights(weights, dls, n_classes):
-    if not isinstance(weights, str): return weights
-    if weights != 'sqrt': raise ValueError(f"weights: expected 'sqrt', None or a tensor, found {weights!r}")
-    counts = training_counts(dls, n_classes)
-    if not counts.any(): raise ValueError('training masks: expected pixels with a label, found void only')
-    return class_weights(counts)
+    if isinstance(weights, str) and weights != 'sqrt': raise ValueError(f"weights: expected 'sqrt', None or a tensor, found {weights!r}")
+    counts = training_counts(dls, n_classes)   # whatever the weights: there must be something to learn
+    return class_weights(counts) if isinstance(weights, str) else weights
 
 # %% ../../nbs/training/33_learner.ipynb #55d8b6c6
 def segmentation_learner(
