@@ -166,10 +166,14 @@ class _Instances:
 # %% ../../nbs/data/06_coco.ipynb #82eba2d7
 def _code(instances, i, a):
     "Run-length code of the object `a` of image `i`. Raises `ValueError` for an object that cannot be drawn"
-    try: return instances.coco.annToRLE(a)
+    size = [instances.coco.imgs[i][side] for side in ('height', 'width')]
+    try:
+        code = instances.coco.annToRLE(a)
+        if list(code['size']) != size: raise ValueError
+        return code
     except Exception as e:   # pycocotools raises what it runs into
         found = str(a.get('segmentation', 'none'))
-        raise ValueError(f'{instances.file}: object {a.get("id")} of image {i}: expected an outline as polygons or as a run-length code, '
+        raise ValueError(f'{instances.file}: object {a.get("id")} of image {i}: expected an outline as polygons or as a run-length code of {size[0]}×{size[1]} pixels, '
                          f'found {found[:60]}{"..."*(len(found) > 60)}') from e
 
 def _regions(instances, i):
