@@ -1,11 +1,11 @@
 "What is kept for later: features, results, candidates and scenes that are those of these files, and are written whole and once."
-import copy, json, os, pickle, subprocess, sys, threading, time
+import copy, os, pickle, subprocess, sys, threading, time
 from dataclasses import replace
 import numpy as np, pytest, torch
 from PIL import Image
 from torch import nn
-from ctxseg_nb.analysis import compare, frozen
-from ctxseg_nb.analysis.compare import Experiment, read_results, register_experiment, run_experiment
+from ctxseg_nb.analysis import frozen
+from ctxseg_nb.analysis.compare import read_results
 from ctxseg_nb.analysis.frozen import frozen_features
 from ctxseg_nb.core import IGNORE, Card
 from ctxseg_nb.data.blocks import scenes_dls
@@ -158,24 +158,34 @@ def throw(seed, **arm):
     time.sleep(.3)
     return dict(miou=np.random.default_rng().random()), np.ones((4, 2, 3), int)
 register_experiment(Experiment('twice', 'the same by two', throw, dict(fcn={}, gap={})))
-out, work = sys.argv[1:]
 print('ready', flush=True)
-sys.stdin.readline()
-run_experiment('twice', 2, out, work)
+for folders in sys.stdin: print(len(run_experiment('twice', 2, *folders.split())['runs']), flush=True)
 '''
 
-@pytest.mark.parametrize('work', ['same', 'own'])
-def test_two_processes_make_each_run_once(work, tmp_path):
+def test_two_processes_make_each_run_once(tmp_path):
+    "with the same folder of counts or their own"
     environment = os.environ | dict(PYTHONPATH=os.pathsep.join(sys.path))
-    pair = [subprocess.Popen([sys.executable, '-c', RUN, tmp_path/'out', tmp_path/(work if work == 'same' else f'{work}{i}')], env=environment,
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for i in range(2)]
+    pair = [subprocess.Popen([sys.executable, '-c', RUN], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     for p in pair: assert p.stdout.readline() == 'ready\n'   # both begin when both have imported everything
-    for p in pair: p.stdin.write('\n'); p.stdin.flush()
-    told = [p.communicate(timeout=120)[0] for p in pair]
-    assert [p.returncode for p in pair] == [0, 0]
-    runs = read_results(tmp_path/'out'/'twice.json')['runs']
-    assert sorted((r['arm'], r['seed']) for r in runs) == [('fcn', 0), ('fcn', 1), ('gap', 0), ('gap', 1)]
-    assert sum(text.count('seed') for text in told) == 4
+    for out, works in dict(same=('w', 'w'), own=('a', 'b')).items():
+        for p, work in zip(pair, works):
+            p.stdin.write(f'{tmp_path/out} {tmp_path/work}\n')
+            p.stdin.flush()
+        told = [runs_told(p) for p in pair]
+        runs = read_results(tmp_path/out/'twice.json')['runs']
+        assert sorted((r['arm'], r['seed']) for r in runs) == [('fcn', 0), ('fcn', 1), ('gap', 0), ('gap', 1)]
+        assert sum(told) == 4   # lines about a finished run
+    for p in pair: p.communicate(timeout=60)
+
+
+def runs_told(process):
+    "How many finished runs a process told of, up to its number of runs"
+    told = 0
+    while not (line := process.stdout.readline()).strip().isdecimal():
+        assert line, 'the process ended'
+        told += 1
+    assert line == '4\n'
+    return told
 
 
 # ---- scenes and cards
