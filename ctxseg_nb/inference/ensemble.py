@@ -6,7 +6,8 @@
 from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
-import torch, torch.nn.functional as F
+import numpy as np, torch, torch.nn.functional as F
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
@@ -109,9 +110,9 @@ LearnToCombine.fit = _fit
 
 # %% ../../nbs/inference/41_ensemble.ipynb #27d5647e
 def _identity(model):
-    "A checksum of weights and statistics, and of the options a model was made with"
+    "A checksum of weights and statistics, of the structure, and of the options a model was made with"
     if not isinstance(model, nn.Module): raise ValueError(f'model: expected a module, found {type(model).__name__}')
-    return checksum(model.state_dict(), f'{type(model).__name__} {getattr(model, "config", None)}')
+    return checksum(model.state_dict(), f'{type(model).__name__} {getattr(model, "config", None)} {model!r}')
 
 # %% ../../nbs/inference/41_ensemble.ipynb #7e3c8015
 def _card(file):
@@ -165,15 +166,18 @@ def cached_candidates(
     flip: bool = True,    # also the mirror at every scale?
     **options,            # to `candidates`: `mirror`, `size`, `crop`, `stride`, `fill`
 ) -> CandidateFiles:
-    "Candidates of labelled pictures, computed where there is no file yet. `ValueError` names a file that is damaged or belongs to another model, picture or choice of looks"
-    scales, files = tuple(map(float, scales)), []
-    common = dict(format='candidates 1', model=_identity(model), scales=f'{scales}', flip=f'{bool(flip)}', options=f'{sorted(options.items())}')
-    for i, (x, y) in enumerate(pairs):
-        _check_picture(i, x, y)
-        file, card = Path(folder)/f'{i:06}.safetensors', common | dict(picture=checksum(dict(image=x, mask=y)))
-        files.append((file, card))
-        if file.exists(): _check_card(file, card); continue
-        s, g = candidates(model, x, scales, flip, **options)
-        check_labels(y, s.shape[2], name=f'mask {i}')
-        _write(file, card, y, s, g)
+    "Candidates of labelled pictures, computed where there is no file yet. `ValueError` names a file that is damaged or belongs to another model, picture or choice of looks. Of several processes one computes and the others wait"
+    scales, folder, files = tuple(map(float, scales)), Path(folder), []
+    told = sorted((k, np.asarray(v).tolist()) for k, v in options.items() if v is not None)
+    common = dict(format='candidates 1', model=_identity(model), scales=f'{scales}', flip=f'{bool(flip)}', options=f'{told}')
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder/'.lock'):
+        for i, (x, y) in enumerate(pairs):
+            _check_picture(i, x, y)
+            file, card = folder/f'{i:06}.safetensors', common | dict(picture=checksum(dict(image=x, mask=y)))
+            files.append((file, card))
+            if file.exists(): _check_card(file, card); continue
+            s, g = candidates(model, x, scales, flip, **options)
+            check_labels(y, s.shape[2], name=f'mask {i}')
+            _write(file, card, y, s, g)
     return CandidateFiles(files)
