@@ -126,16 +126,19 @@ def _call(f, given):
     mode.run(**{name: options[name] for name in inspect.signature(mode.run).parameters})
 
 # %% ../nbs/cli.ipynb #6d0e5a02
-def _compute_on(name):
-    "The device that --device names, from now on fastai's, too. Raises `ValueError` for one that this machine does not have"
+def _device(name):
+    "The device that --device names. Raises `ValueError` for one that this machine does not have"
+    from ctxseg_nb.core import default_device
+    try: return default_device(name)
+    except ValueError as e: raise ValueError(f'--{e}') from None
+
+def _train_on(name):
+    "Let fastai put batches and models on the device that --device names"
+    device = _device(name)
     import torch
     from fastai import torch_core
-    from ctxseg_nb.core import default_device
-    try: device = default_device(name)
-    except ValueError as e: raise ValueError(f'--{e}') from None
     torch_core.default_device(device.type != 'cpu')
     if device.index is not None: torch.cuda.set_device(device)
-    return device
 
 # %% ../nbs/cli.ipynb #e982c5c9
 def _open(data, path, min_photos=None):
@@ -223,7 +226,7 @@ def demo(
     from ctxseg_nb.data.scenes import ContextScenes
     from ctxseg_nb.training.learner import segmentation_learner
     _check_model(model)
-    _compute_on(device)
+    _train_on(device)
     set_seed(seed, reproducible=True)
     learn = segmentation_learner(scenes_dls(n_train, n_valid, size), model)
     learn.fit_one_cycle(epochs, 4e-3)
@@ -294,7 +297,7 @@ def _train(data, path, model, backbone, weights, epochs, size, bs, lr, opt, head
     from ctxseg_nb.training.distributed import distributed
     from ctxseg_nb.training.learner import segmentation_learner
     _check_model(model, backbone)
-    _compute_on(device)
+    _train_on(device)
     options = backbone_weights(backbone, weights)
     settings = dict(data=data, model=model, backbone=backbone, weights=weights, size=size, bs=bs, opt=opt, head_lr=head_lr, seed=seed,
                     min_photos=min_photos, precision=precision, accumulate=accumulate, channels_last=channels_last, compile=compile)
@@ -324,7 +327,7 @@ def _follow(recipe, override, path, out, seed, resume, start, steps, workers, de
     from ctxseg_nb.analysis.compare import surroundings
     from ctxseg_nb.training.follow import follow
     r = _recipe(recipe, override)
-    _compute_on(device)
+    _train_on(device)
     if not path: raise ValueError(f'--recipe {recipe} needs --path, the folder of the data set {r.data}')
     learn, figures = follow(r, path, out, seed, resume, steps, start, workers, dict(made_with=surroundings()))
     if figures is None: return
@@ -360,7 +363,7 @@ def cifar(
     from ctxseg_nb.training.cifar import plot_errors, train_cifar
     if not path: raise ValueError('cifar needs --path, the folder that holds cifar-10-batches-py')
     if codes and model != 'encnet': raise ValueError(f'--codes does not apply with --model {model}: only encnet has codewords')
-    _compute_on(device)
+    _train_on(device)
     train_cifar(path, model, codes or 16, width, epochs, lr, bs, out, seed, resume)
     write_figure(Path(out)/'curves.png', plot_errors({model: Path(out)/'curves.json'}).figure, bbox_inches='tight')
     print(f'look at {out}/curves.png')
@@ -392,7 +395,7 @@ def _list_experiments():
 def _experiments(names, seeds, path, weights, arms, out, device):
     from ctxseg_nb.analysis.compare import check_experiment, print_results, run_experiment
     _all_experiments()
-    _compute_on(device)
+    _train_on(device)
     arms, inputs = arms and arms.split(','), {k: v for k, v in dict(path=path, weights=weights).items() if v}
     for name in names: check_experiment(name, arms, inputs)
     for name in names: print_results(run_experiment(name, seeds, out, arms=arms, **inputs))
@@ -416,7 +419,7 @@ def _benchmarks(names, out, device):
     from ctxseg_nb.models.backbones import unknown_name
     for name in names:
         if name not in BENCHMARKS: raise unknown_name('benchmark', name, BENCHMARKS)
-    options = dict(device=str(_compute_on(device))) if device else {}
+    options = dict(device=str(_device(device))) if device else {}
     for name in names: run_benchmark(name, out, **options)
 
 # %% ../nbs/cli.ipynb #37422b62
@@ -488,9 +491,9 @@ def _load(model, size, trust, device):
     "Network on a device, what is known about it, and the size at which it sees pictures"
     from ctxseg_nb.inference.export import Exported, load_exported
     net, info = load_exported(model, trust)
-    if isinstance(net, Exported) and device != 'auto' and _compute_on(device).type != 'cpu':
+    if isinstance(net, Exported) and device != 'auto' and _device(device).type != 'cpu':
         raise ValueError(f'--device {device}: {model} is an exported graph, which computes on the CPU')
-    return net.to(_compute_on(device)), info, size or info['size']
+    return net.to(_device(device)), info, size or info['size']
 
 def _label_pictures(model, size, multiscale, out, submission, pictures, names, trust, device):
     files = _test_pictures(pictures, names)

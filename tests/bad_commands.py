@@ -8,7 +8,7 @@ NUMBERS = [
     ('train --recipe {recipe}', 'seed', True), ('train --recipe {recipe}', 'workers', True),
     ('cifar --path {folder}', 'codes', True), ('cifar --path {folder}', 'width', True), ('cifar --path {folder}', 'epochs', True),
     ('cifar --path {folder}', 'lr', False), ('cifar --path {folder}', 'bs', True), ('cifar --path {folder}', 'seed', True),
-    ('experiment scenes', 'seeds', True), ('evaluate {model}', 'bs', True), ('evaluate {model}', 'min-photos', True),
+    ('experiment scenes', 'seeds', True), ('evaluate {model}', 'min-photos', True),
     ('data --check camvid {camvid}', 'most', True),
 ]
 NO_NUMBERS = ['-1', 'nan', 'inf', '1e99', 'many', "''", '99999999999999999999', '3,4']
@@ -286,13 +286,13 @@ evaluate {model} --min-photos 2 | --min-photos is for ccp
 evaluate {model} --data camvid | --data camvid needs --path
 evaluate {model} --multiscale --data camvid | --data camvid needs --path
 evaluate {model} --data camvid --path {none} | no folder at
-evaluate {model} --data camvid --path {camvid} --bs 2 | was trained on 3 other classes; camvid
+evaluate {model} --data camvid --path {camvid} | was trained on 3 other classes; camvid
 evaluate {model} --multiscale --data camvid --path {camvid} | was trained on 3 other classes
 evaluate {model} | was trained on 3 other classes; scenes
 evaluate {model} --size 64,32 | scenes are square
 evaluate {model} --pictures {folder} | --pictures does not apply without --submission
 evaluate {model} --names {file} | --names does not apply without --submission
-evaluate {model} --multiscale --names {file} | --names does not apply with --multiscale; --submission
+evaluate {model} --multiscale --names {file} | --names does not apply without --submission
 evaluate {model} --submission coco | --submission; coco; voc
 evaluate {model} --submission voc | needs --pictures
 evaluate {model} --submission voc --pictures {none} | --pictures: no folder; none
@@ -300,7 +300,21 @@ evaluate {model} --submission voc --pictures {file} | --pictures: no folder
 evaluate {model} --submission voc --pictures {folder} | expected a model of 21 classes, found 3
 evaluate {model} --submission voc --pictures {folder} --data camvid | --data does not apply with --submission
 evaluate {model} --submission voc --pictures {folder} --path {camvid} | --path does not apply with --submission
-evaluate {model} --submission voc --pictures {folder} --bs 3 | --bs does not apply with --submission
+evaluate {model} --bs 3 | no option '--bs'
+evaluate {model} --device gpu | --device: expected auto, cuda, cuda:0, mps or cpu, found 'gpu'
+evaluate {model} --submission voc --pictures {pictures} --device cuda:99 | --device: this machine has no 'cuda:99', it has; cpu
+predict {photo} --model {model} --device meta | --device: expected auto, cuda; found 'meta'
+predict {photo} --model {model} --device '' | --device; found nothing
+demo --device cuda: | --device: expected auto, cuda; found 'cuda:'
+train --device tpu | --device: expected auto, cuda; found 'tpu'
+train --recipe {recipe} --path {context} --device cpu:1 | --device: this machine has no 'cpu:1'
+train --recipe {recipe} --dry-run --device cpu | --device does not apply with --recipe and --dry-run
+cifar --path {folder} --device gpu | --device: expected auto, cuda; found 'gpu'
+experiment scenes --device gpu | --device: expected auto, cuda; found 'gpu'
+experiment --device cpu | --device does not apply without a name
+benchmark memory --device gpu | --device: expected auto, cuda; found 'gpu'
+benchmark --device cpu | --device does not apply without a name
+models --device cpu | no option '--device'
 evaluate {model} --submission voc --pictures {folder} --min-photos 3 | --min-photos does not apply with --submission
 evaluate {voc21} --submission voc --pictures {empties} | expected one picture of voc or more, found none
 evaluate {voc21} --submission voc --pictures {pictures} | expected a picture of voc, with a name as 2008_000006.jpg
