@@ -218,7 +218,9 @@ def _pair_part(self, relation, out, target):
     b, _, h, w = out[relation].shape
     edges = batch_edges(b, h, w, relation, target.device)
     if self.sample and self.sample < edges.shape[1]: edges = edges[:, torch.randint(edges.shape[1], (self.sample,), device=edges.device)]
-    return self.learn_pairs(self.pairs[relation], _cells(out[relation]), edges, cell_labels(target, (h, w)))
+    net = self.pairs[relation]
+    f = _cells(out[relation]).to(net.p.weight.dtype)   # half precision where the network, but not the loss, ran under autocast
+    return self.learn_pairs(net, f, edges, cell_labels(target, (h, w)))
 
 def _losses(self): return tuple((r, 1., partial(self._pair_part, r)) for r in self.pairs)
 
