@@ -212,9 +212,10 @@ def check_options(
     what: str,       # whose options they are, for the error
     f: Callable,     # takes them
     options: dict,   # name → value
+    n_given: int = 0,  # arguments of `f` before the options
 ) -> None:
     "Raise `ValueError` for an option that `f` does not take"
-    takes = inspect.signature(f).parameters
+    takes = dict(list(inspect.signature(f).parameters.items())[n_given:])
     wrong = [name for name in options if name not in takes]
     if wrong and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
         raise ValueError(f'{what} has no option {wrong[0]!r}; there are {", ".join(takes) or "none"}')

@@ -6,7 +6,12 @@ from PIL import Image
 from ctxseg_nb.cli import main
 from ctxseg_nb.core import atomic_write, write_figure, write_json
 from ctxseg_nb.inference.export import export_onnx, export_program, load_exported, trace_model
-from ctxseg_nb.models.segmentor import create_model, save_model
+from ctxseg_nb.models.backbones import open_tensors
+from ctxseg_nb.models.segmentor import create_model, known_models, load_model, save_model
+from safetensors.torch import save
+
+MODELS = sorted(known_models())
+KEY = 'ctxseg.json'  # of the card in a file's metadata
 
 
 # ---- Writing a file whole or not at all
@@ -257,3 +262,266 @@ def test_onnx_with_unknown_operator(exported, tmp_path):
     model.opset_import.append(onnx.helper.make_opsetid('somebody.else', 1))
     (tmp_path/'own.onnx').write_bytes(model.SerializeToString())
     with pytest.raises(ValueError, match='own.onnx: ONNX Runtime cannot run it'): load_exported(tmp_path/'own.onnx')
+
+
+# ---- Models come back as they were
+
+def small(name, n_classes=3, **options): return create_model(name, n_classes, backbone_options=dict(width=4), **options)
+
+@torch.no_grad()
+def stirred(net):
+    "The same network with other numbers everywhere, statistics and memories too"
+    for t in net.state_dict().values():
+        if t.dtype == torch.bool: t.fill_(True)
+        elif t.is_floating_point(): t.add_(.05*torch.rand_like(t))
+        else: t.add_(3)
+    return net
+
+def same_state(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return list(a) == list(b) and all(torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(a.values(), b.values()))
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_round_trip(name, tmp_path):
+    "Every number comes back, from the one file, whichever name it is asked for by"
+    net, x = stirred(small(name, aux=True)), torch.randn(2, 3, 17, 24)
+    save_model(net, tmp_path/'net.v1', 'abc', size=(np.int64(17), 24))
+    (tmp_path/'net.v1.json').unlink()
+    for end in ('', '.json', '.safetensors'): again, info = load_model(tmp_path/f'net.v1{end}')
+    assert same_state(again, net) and again.config == net.config and not again.training
+    assert (info['codes'], info['size']) == (['a', 'b', 'c'], [17, 24])
+    with torch.no_grad(): assert torch.equal(again(x), net.eval()(x))
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_state_is_whole(name):
+    """What training changes without gradients is in `state_dict`: a fresh network with that state gives the same logits.
+    And no module keeps a tensor that `.to()` would leave behind"""
+    net, other = small(name).train(), small(name)
+    out, target = net(torch.randn(2, 3, 17, 24)), torch.randint(3, (2, 17, 24))
+    for _, _, loss in net.loss_parts: loss(out, target)
+    other.load_state_dict(net.state_dict())
+    x = torch.randn(1, 3, 17, 24)
+    with torch.no_grad(): assert torch.equal(net.eval()(x), other.eval()(x))
+    assert not [f'{n}.{k}' for n, m in net.named_modules() for k, v in vars(m).items() if isinstance(v, torch.Tensor)]
+
+
+FRESH = '''
+import sys, torch
+from ctxseg_nb.inference.export import load_exported
+assert not [m for m in sys.modules if m.startswith('ctxseg_nb.models.deepcrf')], 'the modules of the models are imported when they are needed'
+for path in sys.argv[1:]:
+    net, _ = load_exported(path)
+    torch.manual_seed(0)
+    with torch.no_grad(): torch.save(net(torch.randn(1, 3, 17, 24)), f'{path}.logits')
+'''
+
+def test_fresh_process(tmp_path):
+    "A model of each module, and one on each backbone of our own, in a process that has imported none of them"
+    nets = {n: small(n) for n in ('fcn', 'psp', 'encnet', 'cfnet', 'mcibi', 'deepcrf', 'guided')}
+    nets |= dict(featmaps=create_model('fcn', 3, 'featmaps', dict(nets=1, block_width=4, width=4)), squeeze=create_model('fcn', 3, 'squeezenet1_0'))
+    for name, net in nets.items(): save_model(stirred(net), tmp_path/name, 'abc')
+    environment = os.environ | dict(PYTHONPATH=str(Path(__file__).parent.parent), OMP_NUM_THREADS='1')
+    subprocess.run([sys.executable, '-c', FRESH, *(str(tmp_path/n) for n in nets)], check=True, env=environment)
+    for name, net in nets.items():
+        torch.manual_seed(0)
+        with torch.no_grad(): assert torch.equal(net.eval()(torch.randn(1, 3, 17, 24)), torch.load(tmp_path/f'{name}.logits')), name
+
+
+def older(folder, card_text):
+    "A file of weights without a card, and the JSON beside it, as older versions wrote them"
+    with open_tensors(folder/'a.safetensors') as file: tensors = {k: file.get_tensor(k) for k in file.keys()}
+    (folder/'older.safetensors').write_bytes(save(tensors))
+    (folder/'older.json').write_text(card_text)
+    return folder/'older'
+
+@pytest.fixture
+def saved(tmp_path):
+    "A folder with the model a.safetensors, and the model"
+    net = stirred(small('gap', width=4))
+    save_model(net, tmp_path/'a', ['sky', 'sea', 'land'], size=(17, 24))
+    return tmp_path, net
+
+
+def test_older_form_is_read(saved):
+    folder, net = saved
+    again, info = load_model(older(folder, (folder/'a.json').read_text()))
+    assert same_state(again, net) and info['codes'] == ['sky', 'sea', 'land']
+    (folder/'older.json').unlink()
+    with pytest.raises(FileNotFoundError, match='older.json: no such file, and .*older.safetensors itself holds no model card'): load_model(folder/'older')
+
+
+def test_card_in_the_file_counts(saved):
+    folder, net = saved
+    (folder/'a.json').write_text('something else')
+    assert same_state(load_model(folder/'a')[0], net)
+
+
+def _save_often(path, n):
+    for i in range(n):
+        width = 2 + 2*(i % 2)
+        net = small('fcn', width, width=width)
+        torch.nn.init.constant_(net.head.classify[1].bias, width)
+        save_model(net, path, [f'{width}']*width, stats=([width]*3, [1.]*3))
+
+def test_reader_never_sees_two_models_mixed(tmp_path):
+    "A writer alternates two models in one path: what is loaded is always one of them"
+    _save_often(tmp_path/'m', 1)
+    writer = multiprocessing.get_context('fork').Process(target=_save_often, args=(tmp_path/'m', 200))
+    writer.start()
+    seen = set()
+    while writer.is_alive() or not seen:
+        net, info = load_model(tmp_path/'m')
+        width = len(info['codes'])
+        assert net.config['n_classes'] == width and info['codes'] == [f'{width}']*width and info['stats'][0] == [width]*3
+        assert net.head.classify[1].bias.tolist() == [width]*width
+        seen.add(width)
+    writer.join()
+    assert writer.exitcode == 0 and names(tmp_path) == ['m.json', 'm.safetensors']
+
+
+# ---- What is wrong in a file is said in one line
+
+WRONG_CARDS = [   # path of the entry, its value ('del': it is missing), what the message has to say
+    ('format', 9, 'format 1, found 9'), ('format', 'del', 'format 1, found None'),
+    ('codes', 'del', 'codes: expected a list of 3 class names, found no such entry'), ('codes', None, 'codes: expected a list of 3'), ('codes', 'abc', 'codes'),
+    ('codes', ['a', 'b'], 'codes: expected a list of 3 class names, found a list of 2'), ('codes', ['a', 'b', None], 'codes'), ('codes', ['a', 'b', 3], 'codes'),
+    ('codes', ['a', 'b', ''], 'codes'), ('codes', ['a', 'b', '\x1b[31mred'], 'codes'), ('codes', ['a', 'b', 'x'*10**6], 'codes'),
+    ('palette', ['#ffffff']*2, 'palette: expected a list of 3 colours'), ('palette', ['#fff']*3, 'palette'), ('palette', ['white']*3, 'palette'),
+    ('palette', [[1, 2, 3]]*3, 'palette'), ('palette', None, 'palette'), ('palette', 'del', 'palette'),
+    ('mean', [float('nan')]*3, 'NaN'), ('mean', [0, 0], 'mean: expected three numbers'), ('mean', ['0']*3, 'mean'), ('mean', [True]*3, 'mean'), ('mean', [1e9]*3, 'mean'),
+    ('std', [1, 1, 0], 'std: expected three numbers above 0'), ('std', [-1]*3, 'std'), ('std', [float('inf')]*3, 'Infinity'), ('std', [1e-300]*3, 'std'), ('std', 1, 'std'),
+    ('size', [0, 5], 'size: expected null, or height and width'), ('size', [-3, 5], 'size'), ('size', [10**9, 5], 'size'), ('size', [5], 'size'), ('size', 'big', 'size'), ('size', [5., 5.], 'size'),
+    ('config', None, 'config: expected how the model is built, found None'), ('config', 'del', 'config'), ('config', [], 'config'),
+    ('config.model', 'gapp', "unknown model 'gapp'; did you mean gap"), ('config.model', ['gap'], 'config: model: expected a name'), ('config.model', 'del', 'model'),
+    ('config.n_classes', 0, 'n_classes'), ('config.n_classes', -1, 'n_classes'), ('config.n_classes', 10**9, 'n_classes'), ('config.n_classes', True, 'n_classes'),
+    ('config.n_classes', 3., 'n_classes'), ('config.n_classes', '3', 'n_classes'), ('config.n_classes', 4, 'codes: expected a list of 4'), ('config.n_classes', 10**400, 'n_classes'),
+    ('config.backbone', 'tinny', "unknown backbone 'tinny'; did you mean tiny"), ('config.backbone', 'hf-hub:timm/resnet18.a1_in1k', 'unknown backbone'),
+    ('config.backbone', 'local-dir:/tmp', 'unknown backbone'), ('config.backbone', '../tiny', 'unknown backbone'), ('config.backbone', None, 'backbone: expected a name'),
+    ('config.backbone_options', None, 'backbone_options'), ('config.backbone_options', {'pretrained': True}, 'none that opens a file or downloads'),
+    ('config.backbone_options', {'weights': 'imagenet'}, 'none that opens a file'), ('config.backbone_options', {'weights': '/etc/passwd'}, 'none that opens a file'),
+    ('config.backbone_options', {'checkpoint_path': 'x'}, "the backbone tiny has no option 'checkpoint_path'"), ('config.backbone_options', {'width': 10**5}, 'does not fit'),
+    ('config.backbone_options', {'width': -1}, 'width: expected an integer of at least 1, found -1'), ('config.backbone_options', {'width': 10**12}, 'backbone_options'),
+    ('config.backbone_options', {'output_stride': 3}, 'output_stride'), ('config.aux', 'yes', 'aux: expected true or false'), ('config.aux', None, 'aux'), ('config.aux', True, 'does not fit'),
+    ('config.options', {'width': 10**6}, 'does not fit'), ('config.options', {'width': 0}, 'width: expected an integer'), ('config.options', {'widht': 4}, "no option 'widht'; there are width"),
+    ('config.options', {'channels': [4]}, "the model gap has no option 'channels'"), ('config.options', {'name': 'fcn'}, 'config'), ('config.options', {'aux': True}, 'config'),
+    ('config.options', {'dropout': 2}, 'dropout'), ('config.options', {'dropout': float('nan')}, 'NaN'), ('config.options', {'width': 1e300}, 'options'), ('config.options', [], 'options'),
+    ('config.trust', True, 'found .trust')]
+
+@pytest.mark.parametrize('entry, value, said, form', [(*wrong, 'in the file') for wrong in WRONG_CARDS] + [(*wrong, 'beside it') for wrong in WRONG_CARDS[::12]],
+                         ids=lambda v: str(v)[:30])
+def test_wrong_card(saved, monkeypatch, entry, value, said, form):
+    folder, _ = saved
+    for opener in ('socket.socket.connect', 'ctxseg_nb.models.backbones.load_tensors', 'ctxseg_nb.models.deepcrf.read_tensors'):
+        monkeypatch.setattr(opener, lambda *a, **k: pytest.fail('something was downloaded or opened'))
+    card = json.loads((folder/'a.json').read_text())
+    *way, last = entry.split('.')
+    inside = card if not way else card[way[0]]
+    if value == 'del': del inside[last]
+    else: inside[last] = value
+    path = older(folder, json.dumps(card))
+    if form == 'in the file':
+        with open_tensors(folder/'older.safetensors') as file: tensors = {k: file.get_tensor(k) for k in file.keys()}
+        (folder/'older.safetensors').write_bytes(save(tensors, {KEY: (folder/'older.json').read_text()}))
+        (folder/'older.json').unlink()
+    with pytest.raises(ValueError, match=said) as e: load_model(path)
+    assert f'{path}.' in str(e.value) and len(str(e.value)) < 600 and '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('text', ['', '{"format": 1', '[]', 'null', '1', '['*10**5, '{"format": ' + '1'*5000 + '}', '\0'])
+def test_card_that_is_none(saved, text):
+    with pytest.raises(ValueError, match='older.json: expected a model card') as e: load_model(older(saved[0], text))
+    assert len(str(e.value)) < 400
+
+
+def test_card_that_is_no_text(saved):
+    path = older(saved[0], '')
+    (saved[0]/'older.json').write_bytes(b'\xff\xfe{}')
+    with pytest.raises(ValueError, match='older.json: expected a model card in JSON'): load_model(path)
+
+
+def rewritten(folder, change):
+    "The file again, with `change`d tensors"
+    with open_tensors(folder/'a.safetensors') as file: tensors, metadata = {k: file.get_tensor(k) for k in file.keys()}, file.metadata()
+    change(tensors)
+    (folder/'b.safetensors').write_bytes(save(tensors, metadata))
+    return folder/'b'
+
+BIAS = 'head.classify.1.bias'
+
+@pytest.mark.parametrize('change, said', [
+    (lambda t: t[BIAS].fill_(torch.nan), f'{BIAS}: expected finite numbers, found 3 of 3 that are nan or infinite'),
+    (lambda t: t[BIAS][0].fill_(-torch.inf), f'{BIAS}: expected finite numbers, found 1 of 3'),
+    (lambda t: t.update({BIAS: torch.tensor([1e300, 0, 0], dtype=torch.float64)}), f'{BIAS}: expected finite numbers'),
+    (lambda t: t.update({BIAS: t[BIAS] > 0}), f'{BIAS}: expected .3,., found .3,. BOOL'),
+    (lambda t: t.update({BIAS: t[BIAS].long()}), f'{BIAS}: expected .3,., found .3,. I64'),
+    (lambda t: t.update({BIAS: t[BIAS][:2]}), f'{BIAS}: expected .3,., found .2,.'),
+    (lambda t: t.update({BIAS: t[BIAS][None]}), f'{BIAS}: expected .3,., found .1, 3.'),
+    (lambda t: t.update({'head.norm.num_batches_tracked': torch.tensor(1.)}), 'num_batches_tracked: expected .. I64, found ..'),
+    (lambda t: t.pop(BIAS), f'{BIAS}: expected .3,., found no such tensor'),
+    (lambda t: t.update(more=torch.zeros(2)), 'more: expected no such tensor, found .2,.')])
+def test_wrong_tensors(saved, change, said):
+    path = rewritten(saved[0], change)
+    with pytest.raises(ValueError, match=f'b.safetensors.*{said}'): load_model(path)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precision_is_read(saved, dtype):
+    path = rewritten(saved[0], lambda t: t.update({BIAS: torch.tensor([.5, 0, -2], dtype=dtype)}))
+    assert load_model(path)[0].head.classify[1].bias.tolist() == [.5, 0, -2]
+
+
+@pytest.mark.parametrize('cut', [0, 4, 8, 100, 2000, -1])
+def test_truncated_file(saved, cut):
+    (saved[0]/'b.safetensors').write_bytes((saved[0]/'a.safetensors').read_bytes()[:cut])
+    with pytest.raises(ValueError, match='b.safetensors: expected a safetensors file, found a truncated or other one'): load_model(saved[0]/'b')
+
+
+@pytest.mark.parametrize('said, change', [
+    ('codes: expected a list of 3 class names', dict(codes='ab')), ('codes', dict(codes=['a', 'b', None])), ('palette', dict(palette=np.zeros((2, 3), np.uint8))),
+    ('std: expected three numbers above 0', dict(stats=([0]*3, [0]*3))), ('mean', dict(stats=([np.nan]*3, [1]*3))), ('size', dict(size=(0, 3))), ('size', dict(size=(3,)))])
+def test_save_refuses_what_cannot_be_read(saved, said, change):
+    folder, net = saved
+    before = {f.name: f.read_bytes() for f in folder.iterdir()}
+    with pytest.raises(ValueError, match=f'a: {said}'): save_model(net, folder/'a', **dict(codes='abc') | change)
+    assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
+
+
+def test_full_disk_leaves_the_model_that_was_there(saved, monkeypatch):
+    folder, _ = saved
+    before = {f.name: f.read_bytes() for f in folder.iterdir()}
+    monkeypatch.setattr(Path, 'write_bytes', is_full)
+    with pytest.raises(OSError, match='cannot write .*a.safetensors: No space left'): save_model(small('fcn'), folder/'a', 'xyz')
+    assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
+
+
+# ---- Options that cannot be
+
+@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('options', [dict(width=0), dict(width=-1), dict(width=2.5), dict(width='8'), dict(width=True), dict(dropout=2), dict(dropout=-.1),
+                                     dict(dropout=float('nan')), dict(widht=8), dict(no_such=1)], ids=str)
+def test_impossible_options(name, options):
+    option = next(iter(options))
+    with pytest.raises(ValueError, match=option): create_model(name, 3, **options)
+
+
+@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('n_classes', [0, -1, 2.5, '3', None, True])
+def test_impossible_number_of_classes(name, n_classes):
+    with pytest.raises(ValueError, match='n_classes: expected an integer of at least 1'): create_model(name, n_classes)
+
+
+@pytest.mark.parametrize('name, options, said', [
+    ('fcn', dict(dilations=(1, 0)), 'dilations'), ('psp', dict(bins=()), 'bins'), ('psp', dict(bins=(1, -2)), 'bins'), ('psp', dict(width=3), 'bins: expected from 1 to 3'),
+    ('aspp', dict(rates=(0,)), 'rates'), ('ocr', dict(width=1), 'width: expected at least 2'), ('mcibi', dict(width=1), 'width: expected at least 2'),
+    ('encnet', dict(n_codes=-1), 'n_codes'), ('encnet', dict(aggregate='max'), 'aggregate'), ('cfnet', dict(n_heads=0), 'n_heads'), ('cfnet', dict(width=9), 'multiple'),
+    ('cfnet', dict(dilation=0), 'dilation'), ('cfnet_pool', dict(local=True), 'acf: expected True'), ('guided', dict(fc=0), 'fc:'), ('guided', dict(joint=-1), 'joint'),
+    ('guided', dict(pooled=0), 'pooled'), ('guided', dict(fc_dropout=1.5), 'fc_dropout'), ('deepcrf', dict(sample=0), 'sample'), ('deepcrf', dict(n_iters=-1), 'n_iters'),
+    ('fcn', dict(backbone_options=dict(width=0)), 'width'), ('fcn', dict(backbone_options=dict(widht=8)), "the backbone tiny has no option 'widht'"),
+    ('fcn', dict(backbone='resnet18', backbone_options=dict(stride=8)), "the backbone resnet18 has no option 'stride'; there are output_stride, pretrained"),
+    ('fcn', dict(backbone='featmaps', backbone_options=dict(nets=0)), 'nets'), ('fcn', dict(backbone='featmaps', backbone_options=dict(windows=(4,))), 'windows: expected odd'),
+    ('fcn', dict(backbone='featmaps', backbone_options=dict(scales=(0,))), 'scales'), ('fcn', dict(backbone='featmaps', backbone_options=dict(widht=1)), 'widht'),
+    ('fcn', dict(backbone='featmaps', backbone_options=dict(block_width=0)), 'block_width'), ('fcn', dict(width=torch.tensor(8)), 'width')])
+def test_other_impossible_options(name, options, said):
+    with pytest.raises(ValueError, match=said): create_model(name, 3, **options)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from ..core import IMAGENET_STATS, atomic_write
 from .multiscale import _outputs
-from ..models.segmentor import _card, _from_card, check_images, load_model
+from ..models.segmentor import _ENTRIES, _card, _check_entries, _from_card, _parse_card, check_images, load_model
 
 # %% auto #0
 __all__ = ['trace_model', 'export_program', 'export_onnx', 'Exported', 'load_exported']
@@ -154,13 +154,13 @@ def _graph_card(graph, path, codes, colours, stats, size):
     return json.dumps(_card(path, K, codes, colours, stats, fixed or size) | dict(fixed=fixed))
 
 # %% ../../nbs/inference/42_export.ipynb #edaab835
-def _read_graph_card(text, path):
+def _read_graph_card(text, path, n_classes):
     "Codes, palette (K, 3) uint8, stats, size and fixed"
-    try:
-        card = json.loads(text)
-        if card['format'] != 1: raise ValueError(f'format {card["format"]}')
-        return _from_card(card) | dict(fixed=card['fixed'])
-    except (KeyError, TypeError, ValueError) as e: raise ValueError(f'{path}: expected the card of an exported model, found {str(text)[:40]!r} ({e})') from e
+    if text is None: raise ValueError(f'{path}: expected the card of an exported model, found none')
+    card = _parse_card(text, path)
+    _check_entries(dict(fixed=_ENTRIES['size']), card, path, 0)
+    if len(n_classes) != 1 or type(n_classes[0]) is not int: raise ValueError(f'{path}: expected logits of a certain number of classes, found {n_classes}')
+    return _from_card(card, n_classes[0], path) | dict(fixed=card['fixed'])
 
 # %% ../../nbs/inference/42_export.ipynb #b372597f
 def _graph_for(model, path, suffix):
@@ -220,7 +220,9 @@ class Exported(nn.Module):
     def forward(self, x):
         x = check_images(x)
         if self.fixed and list(x.shape[2:]) != self.fixed: raise ValueError(f'{self.path}: expected images of {self.fixed[0]}×{self.fixed[1]} pixels, the one size it was exported for, found {x.shape[2]}×{x.shape[3]}')
-        return self.run(x.float().cpu()).to(x.device)
+        try: logits = self.run(x.float().cpu())
+        except Exception as e: raise ValueError(f'{self.path}: fails on images {tuple(x.shape)} ({_reason(e)})') from e
+        return logits.to(x.device)
 
 # %% ../../nbs/inference/42_export.ipynb #1858c425
 def _check_whole(proto, path):
@@ -233,7 +235,7 @@ def _check_whole(proto, path):
             _check_whole(part, path)
 
 def _load_onnx(path):
-    "A function from images to logits, and the text of the card"
+    "A function from images to logits, the text of the card, and the number of classes as a list"
     onnx, _ = _need('onnx', 'onnxruntime')
     data = path.read_bytes()
     try: proto = onnx.load_model_from_string(data)
@@ -241,15 +243,16 @@ def _load_onnx(path):
     _check_whole(proto, path)
     try: session = _onnx_session(data)
     except Exception as e: raise ValueError(f'{path}: ONNX Runtime cannot run it ({_reason(e)})') from e
-    return _runner(session), session.get_modelmeta().custom_metadata_map.get(_KEY)
+    return _runner(session), session.get_modelmeta().custom_metadata_map.get(_KEY), session.get_outputs()[0].shape[1:2]
 
 def _load_program(path):
-    "A function from images to logits, and the text of the card. Executes what a pickle in the file says"
+    "A function from images to logits, the text of the card, and the number of classes as a list. Executes what a pickle in the file says"
     cards = {_KEY: None}
     try:
-        with _quiet(): run = torch.export.load(io.BytesIO(path.read_bytes()), extra_files=cards).module()
+        with _quiet(): graph = torch.export.load(io.BytesIO(path.read_bytes()), extra_files=cards)
+        run, shape = graph.module(), graph.graph.output_node().args[0][0].meta['val'].shape
     except Exception as e: raise ValueError(f'{path}: expected a program of torch.export, found a truncated or other one ({_reason(e)})') from e
-    return (lambda x: run(x)), cards[_KEY]
+    return (lambda x: run(x)), cards[_KEY], list(shape[1:2])
 
 # %% ../../nbs/inference/42_export.ipynb #523a729e
 def load_exported(
@@ -265,6 +268,6 @@ def load_exported(
         raise ValueError(f'{path}: reading a .pt2 file can execute code that is in it; where you trust its source, allow it with --trust '
                          '(in Python load_exported(path, trust=True)), or use the model as .safetensors or .onnx')
     if not path.is_file(): raise FileNotFoundError(f'{path}: no such file')
-    run, card = loaders[path.suffix](path)
-    info = _read_graph_card(card, path)
+    run, card, n_classes = loaders[path.suffix](path)
+    info = _read_graph_card(card, path, n_classes)
     return Exported(run, path, info['fixed']), info

@@ -5,21 +5,23 @@
 # %% ../../nbs/models/10_backbones.ipynb #56f94274
 from __future__ import annotations
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 import torch, torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import nn
 import ctxseg_nb.models
-from ..core import check_options
+from ..core import check_options, check_positive
 
 # %% auto #0
 __all__ = ['PADDING', 'BACKBONES', 'conv_bn_relu', 'ResBlock', 'Stages', 'tiny_resnet', 'influence', 'receptive_field',
-           'TimmBackbone', 'unknown_name', 'timm_backbone', 'read_tensors', 'load_tensors', 'SqueezeNet',
-           'squeezenet1_0', 'known_backbones', 'check_backbone', 'create_backbone', 'backbone_weights']
+           'TimmBackbone', 'unknown_name', 'timm_backbone', 'open_tensors', 'read_tensors', 'check_fit', 'load_tensors',
+           'copy_tensors', 'SqueezeNet', 'squeezenet1_0', 'known_backbones', 'check_backbone', 'create_backbone',
+           'backbone_weights']
 
 # %% ../../nbs/models/10_backbones.ipynb #90c2257d
 PADDING = 'replicate'  # of every 3×3 convolution made here; as `padding_mode` of `nn.Conv2d`
@@ -72,6 +74,7 @@ def tiny_resnet(
     output_stride: int = 4,  # pixels between two cells of the last map: 4, 2 or 1
 ) -> Stages:  # two maps; at output stride 4 they have strides 2 and 4
     "The teaching backbone: a stem and two residual blocks, 23 px receptive field at any `output_stride`"
+    check_positive(width=width)
     if output_stride not in (1, 2, 4): raise ValueError(f'tiny_resnet: expected output_stride 1, 2 or 4, found {output_stride}')
     s1, s2 = [(1, 1), (2, 1), (2, 2)][output_stride//2]  # strides of the stem and of the second block
     d1, d2 = 2//s1, 4//(s1*s2)  # the dilation behind each of them
@@ -185,28 +188,61 @@ def timm_backbone(
     return TimmBackbone(net, net.feature_info.reduction())
 
 # %% ../../nbs/models/10_backbones.ipynb #10d7d120
+@contextmanager
+def open_tensors(
+    path: str | Path,  # a safetensors file
+) -> Iterator[safe_open]:  # `keys()`, `get_slice(name)`, `get_tensor(name)` and `metadata()`, all of one and the same file
+    "A file's tensors, which are read one by one when asked for. Raises `FileNotFoundError`, or `ValueError` where the file is broken"
+    if not Path(path).is_file(): raise FileNotFoundError(f'{path}: no such file')
+    try:
+        with safe_open(path, 'pt') as file: yield file
+    except SafetensorError as e: raise ValueError(f'{path}: expected a safetensors file, found a truncated or other one ({e})') from e
+
 def read_tensors(
     path: str | Path,  # a safetensors file
 ) -> dict[str, torch.Tensor]:
     "The tensors of a file by name. Raises `FileNotFoundError`, or `ValueError` where the file is broken"
-    if not Path(path).is_file(): raise FileNotFoundError(f'{path}: no such file')
-    try: return load_file(path)
-    except SafetensorError as e: raise ValueError(f'{path}: expected a safetensors file, found a truncated or other one ({e})') from e
+    with open_tensors(path) as file: return {k: file.get_tensor(k) for k in file.keys()}
 
 # %% ../../nbs/models/10_backbones.ipynb #41dc9a57
+_TYPES = {torch.bool: 'BOOL', torch.uint8: 'U8', torch.int32: 'I32', torch.int64: 'I64'}  # as safetensors calls them
+
+def check_fit(
+    net: nn.Module,     # on any device, `meta` too
+    file: safe_open,    # from `open_tensors`; only its head is read
+    path: str | Path,   # of the file, for the error
+    skip: str | None = None,  # tensors whose names begin so are left out
+) -> list[str]:  # names of the tensors
+    "Raise `ValueError` naming file and tensor where names, shapes or types are not those of `net`"
+    def kind(want): return 'floating' if want.is_floating_point() else _TYPES.get(want.dtype)
+    have = {k: file.get_slice(k) for k in file.keys() if not (skip and k.startswith(skip))}
+    have = {k: (tuple(s.get_shape()), 'floating' if s.get_dtype().startswith(('F', 'BF')) else s.get_dtype()) for k, s in have.items()}
+    need = {k: (tuple(t.shape), kind(t)) for k, t in net.state_dict().items()}
+    def told(entry): return 'no such tensor' if entry is None else f'{entry[0]}' if entry[1] == 'floating' else f'{entry[0]} {entry[1]}'
+    faults = [f'{k}: expected {told(need.get(k))}, found {told(have.get(k))}' for k in need | have if need.get(k) != have.get(k)]
+    if faults: raise ValueError(f'{path} does not fit, {len(faults)} tensors differ; {"; ".join(faults[:3])}')
+    return list(have)
+
 def load_tensors(
     net: nn.Module,    # gets the weights
     path: str | Path,  # a safetensors file
     skip: str | None = None,  # tensors whose names begin so are left out
 ) -> nn.Module:  # `net`
-    "Copy a file's tensors into `net`. Raises `ValueError` naming file and tensor where they do not fit"
-    have = {k: v for k, v in read_tensors(path).items() if not (skip and k.startswith(skip))}
-    want = net.state_dict()
-    faults = [f'{k}: expected {tuple(v.shape)}, found {tuple(have[k].shape) if k in have else "no such tensor"}'
-              for k, v in want.items() if k not in have or have[k].shape != v.shape]
-    faults += [f'{k}: expected no such tensor, found {tuple(have[k].shape)}' for k in have if k not in want]
-    if faults: raise ValueError(f'{path} does not fit, {len(faults)} tensors differ; {"; ".join(faults[:3])}')
-    net.load_state_dict(have)
+    "Copy a file's tensors into `net`. Raises `ValueError` naming file and tensor where they do not fit or are not finite"
+    with open_tensors(path) as file: return copy_tensors(net, file, path, skip)
+
+def copy_tensors(
+    net: nn.Module,    # gets the weights
+    file: safe_open,   # from `open_tensors`
+    path: str | Path,  # of the file, for errors
+    skip: str | None = None,  # tensors whose names begin so are left out
+) -> nn.Module:  # `net`
+    "`load_tensors` from a file that is open"
+    tensors = {k: file.get_tensor(k) for k in check_fit(net, file, path, skip)}
+    for k, t in tensors.items():
+        if t.is_floating_point() and not (finite := t.float().isfinite()).all():
+            raise ValueError(f'{path}: {k}: expected finite numbers, found {int((~finite).sum())} of {t.numel()} that are nan or infinite')
+    net.load_state_dict(tensors)
     return net
 
 # %% ../../nbs/models/10_backbones.ipynb #5df54fc7
@@ -269,9 +305,9 @@ def create_backbone(
     name: str,  # a key of `known_backbones()` or a network of timm
     **options,  # to its function
 ) -> nn.Module:  # a backbone with `channels` and `strides`
-    "A backbone by name. Raises `ValueError` with the closest names for an unknown one"
+    "A backbone by name. Raises `ValueError` with the closest names for an unknown one, and for an unknown option"
     if name not in BACKBONES: check_backbone(name)
-    check_options(f'the backbone {name}', BACKBONES.get(name, timm_backbone), options)
+    check_options(f'the backbone {name}', *((BACKBONES[name], options) if name in BACKBONES else (timm_backbone, options, 1)))
     return BACKBONES[name](**options) if name in BACKBONES else timm_backbone(name, **options)
 
 # %% ../../nbs/models/10_backbones.ipynb #5e0c1b02

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import torch, torch.nn.functional as F
 from torch import nn
-from ..core import at_least_float32, full_precision
+from ..core import at_least_float32, check_positive, check_share, full_precision
 from .backbones import PADDING, conv_bn_relu
 from .encnet import ContextEncoding, SELoss
 from .hosts import Fuse, conv_pooled
@@ -159,14 +159,18 @@ class CFHead(nn.Module):
         dropout: float = .1,       # share of co-occurrent positions, and of channels before the classifier
         n_heads: int = 4,          # H of `ACF`
         n_mix: int = 2,            # K of `ACF`
-        **options,                 # `dilation`, `pool` and `local` of `ACF`
+        dilation: int = 4,         # of `ACF`
+        pool: bool = True,         # of `ACF`
+        local: bool = False,       # of `ACF`
     ):
         super().__init__()
-        if options and not acf: raise ValueError(f'acf: expected True with {", ".join(options)}, found False')
+        check_positive(n_heads=n_heads, n_mix=n_mix, dilation=dilation)
+        check_share(dropout=dropout)
+        if not acf and (dilation, pool, local) != (4, True, False): raise ValueError('acf: expected True with dilation, pool or local, found False')
         if not (acf or global_pool): raise ValueError('expected acf or global_pool, found neither; the head without context is fcn')
         parts = n_heads*n_mix if acf else 1
-        n = width or -(-head_width(channels)//parts)*parts
-        self.acf, self.pool = ACF(n, n_heads, n_mix, dropout=dropout, **options) if acf else None, GlobalPooling(n) if global_pool else None
+        n = -(-head_width(channels)//parts)*parts if width is None else head_width(channels, width)
+        self.acf, self.pool = ACF(n, n_heads, n_mix, dilation, pool, dropout, local) if acf else None, GlobalPooling(n) if global_pool else None
         self.reduce, self.fuse = conv_bn_relu(channels[-1], n), Fuse(n, n*(acf + global_pool), n, 1)
         self.encoding, self.losses = (ContextEncoding(n, n_classes=n_classes), (('se_presence', .2, SELoss()),)) if encoding else (None, ())
         self.classify = classifier(n, n_classes, dropout)

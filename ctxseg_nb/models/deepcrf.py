@@ -8,6 +8,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 import torch, torch.nn.functional as F
 from torch import nn
+from ..core import check_positive
 from ..crf.graph import mean_field, pair_nll, range_box_edges
 from .backbones import BACKBONES, PADDING, conv_bn_relu, create_backbone, read_tensors
 from .segmentor import Segmentor, create_model, register_model, upsample
@@ -77,6 +78,9 @@ class FeatMapNet(nn.Module):
         windows: tuple[int, ...] = (5, 9),          # sides of the pooling windows, odd, cells
     ):
         super().__init__()
+        check_positive(block_width=width, windows=windows)
+        if not scales or min(scales) <= 0: raise ValueError(f'scales: expected numbers above 0, found {scales}')
+        if any(k % 2 == 0 for k in windows): raise ValueError(f'windows: expected odd numbers, found {windows}')
         c = trunk.channels[-1]
         self.trunk, self.scales, self.windows = trunk, scales, windows
         self.new = nn.ModuleList([nn.Sequential(conv_bn_relu(c, width), conv_bn_relu(width, width)) for _ in scales])   # not pretrained
@@ -108,6 +112,7 @@ def featmaps(
     **options,               # of the trunk
 ) -> FeatMaps:
     "As many `FeatMapNet` as there are potentials, each with a trunk of its own"
+    check_positive(nets=nets)
     return FeatMaps([FeatMapNet(create_backbone(trunk, **options), block_width, scales, windows) for _ in range(nets)])
 
 BACKBONES['featmaps'] = featmaps
@@ -176,6 +181,7 @@ class DeepCRFHead(nn.Module):
         pair_weight: float = 1.,  # of the pairs' scores in mean field
     ):
         super().__init__()
+        check_positive(width=width, n_iters=n_iters, **({} if sample is None else dict(sample=sample)))
         c = list(channels) if separate else [channels[-1]]*(1 + len(relations))
         if len(c) != 1 + len(relations): raise ValueError(f'separate: expected {1 + len(relations)} maps, one for each potential, found {len(c)}')
         self.unary = UnaryNet(c[0], n_classes, width)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import torch, torch.nn.functional as F
 from torch import nn
-from ..core import IGNORE, at_least_float32, check_labels, full_precision, shared_mean
+from ..core import IGNORE, at_least_float32, check_labels, check_positive, full_precision, shared_mean
 from .backbones import conv_bn_relu
 from .segmentor import Segmentor, classifier, create_model, head_width, register_model
 
@@ -155,10 +155,13 @@ class EncNetHead(nn.Module):
         se_weight: float = .2,  # of each SE-loss; 0: no SE branches
         stage3: bool = True,  # an SE branch on the stage before the last too?
         dropout: float = .1,  # share of channels dropped before the classifier
-        **form,               # `residual` and `aggregate` of `ContextEncoding`
+        residual: bool = False,  # Y = relu(X + γX), as the released code has it, instead of the paper's Y = γX
+        aggregate: str = 'sum',  # over codewords: 'sum', or 'mean' as in the released code
     ):
         super().__init__()
-        n, k = width or head_width(channels), n_classes if se_weight else None
+        if n_codes != 0: check_positive(n_codes=n_codes)
+        n, k = head_width(channels, width), n_classes if se_weight else None
+        form = dict(residual=residual, aggregate=aggregate)
         self.reduce, self.context = conv_bn_relu(channels[-1], n), ContextEncoding(n, n_codes, k, **form)
         self.classify = classifier(n, n_classes, dropout)
         self.stage3 = ContextEncoding((channels[-2:-1] or channels)[0], n_codes, k, feedback=False, **form) if k and stage3 else None

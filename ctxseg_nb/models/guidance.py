@@ -6,7 +6,7 @@
 from __future__ import annotations
 import torch, torch.nn.functional as F
 from torch import nn
-from ..core import IGNORE, plain
+from ..core import IGNORE, check_positive, check_share, plain
 from ..crf.guided import GuidanceCRF
 from .backbones import conv_bn_relu
 from .encnet import SELoss, presence_target
@@ -51,8 +51,10 @@ class GuidanceHead(nn.Module):
         fc_dropout: float = .5,  # share of the fully-connected layers' outputs dropped
     ):
         super().__init__()
-        width = width or 2*head_width(channels)
-        fc, joint = fc or 4*width, joint or width//2
+        width = 2*head_width(channels) if width is None else head_width(channels, width)
+        fc, joint = 4*width if fc is None else fc, max(1, width//2) if joint is None else joint
+        check_positive(fc=fc, joint=joint, pooled=pooled, rate=rate)
+        check_share(fc_dropout=fc_dropout)
         self.local = nn.Sequential(conv_bn_relu(channels[-1], width, dilation=rate), conv_bn_relu(width, width, 1), nn.Conv2d(width, joint, 1))
         self.whole = nn.Sequential(nn.AdaptiveMaxPool2d(pooled), nn.BatchNorm2d(channels[-1]), nn.Flatten(),
                                    _layer(channels[-1]*pooled**2, fc, fc_dropout), _layer(fc, fc, fc_dropout))

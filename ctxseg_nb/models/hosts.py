@@ -7,7 +7,7 @@ from __future__ import annotations
 from functools import partial
 import torch, torch.nn.functional as F
 from torch import nn
-from ..core import at_least_float32, full_precision
+from ..core import at_least_float32, check_positive, full_precision
 from .backbones import PADDING, conv_bn_relu
 from .segmentor import Segmentor, aux_loss, classifier, create_model, head_width, register_model, upsample
 
@@ -47,6 +47,8 @@ class PyramidPooling(nn.Module):
         bins: tuple[int, ...] = (1, 2, 3, 6),  # windows along a side
     ):
         super().__init__()
+        check_positive(bins=bins)
+        if not 1 <= len(bins) <= channels: raise ValueError(f'bins: expected from 1 to {channels} numbers, one for each part of the channels, found {len(bins)}')
         n = channels//len(bins)
         self.bins, self.width = tuple(bins), n*len(bins)
         self.convs = nn.ModuleList([conv_pooled(channels, n, b*b) for b in bins])
@@ -68,7 +70,7 @@ class PSPHead(nn.Module):
         dropout: float = .1,  # share of channels dropped before the classifier
     ):
         super().__init__()
-        n = width or head_width(channels)
+        n = head_width(channels, width)
         self.reduce, self.pyramid = conv_bn_relu(channels[-1], n), PyramidPooling(n, bins)
         self.fuse = Fuse(n, self.pyramid.width, n)
         self.classify = classifier(n, n_classes, dropout)
@@ -102,6 +104,7 @@ class ASPP(nn.Module):
         k: int = 1,     # kernel size of the last convolution: 1 in the paper, 3 in some implementations
     ):
         super().__init__()
+        check_positive(rates=rates)
         self.branches = nn.ModuleList([conv_bn_relu(channels, width, 1), *[_atrous(channels, width, r) for r in rates]])
         self.pool = conv_pooled(channels, width)
         self.fuse = Fuse(width*len(self.branches), width, width, k)
@@ -123,7 +126,7 @@ class ASPPHead(nn.Module):
         dropout: float = .1,  # share of channels dropped before the classifier
     ):
         super().__init__()
-        n = width or head_width(channels)
+        n = head_width(channels, width)
         self.reduce, self.aspp = conv_bn_relu(channels[-1], n), ASPP(n, n, rates)
         self.classify = classifier(n, n_classes, dropout)
 
@@ -162,6 +165,7 @@ class ObjectContext(nn.Module):
         channels: int,  # of the map, and out
     ):
         super().__init__()
+        if channels < 2: raise ValueError(f'width: expected at least 2 channels, found {channels}')
         n, d = channels, channels//2
         self.phi = nn.Sequential(conv_bn_relu(n, d, 1), conv_bn_relu(d, d, 1))
         self.psi = nn.Sequential(conv_pooled(n, d), conv_pooled(d, d))
@@ -183,7 +187,7 @@ class OCRHead(nn.Module):
         dropout: float = .1,  # share of channels dropped before the classifier
     ):
         super().__init__()
-        n = width or head_width(channels)
+        n = head_width(channels, width)
         self.regions = nn.Sequential(conv_bn_relu(channels[-1], n, 1), nn.Conv2d(n, n_classes, 1))
         self.reduce, self.context, self.fuse = conv_bn_relu(channels[-1], n), ObjectContext(n), Fuse(n, n, n, 1)
         self.classify = classifier(n, n_classes, dropout)

@@ -163,12 +163,16 @@ class MCIBIHead(nn.Module):
         alpha: float = .4,         # weight of the rough segmentation's loss
         beta: float = 1.,          # weight of representation-consistent learning
         dropout: float = .1,       # share of channels dropped before the classifier
-        **memory,                  # `strategy`, `init`, `m0` and `poly` of `Rows`
+        strategy: str = 'cosine',    # of the memory's update: 'cosine' or 'mean'
+        init: str = 'random_pixel',  # of its rows: 'random_pixel', 'first_mean' or 'clustering'
+        m0: float = .9,              # its momentum at the start
+        poly: bool = True,           # does the momentum fall with `set_progress`?
     ):
         super().__init__()
-        n = width or head_width(channels)
+        n = head_width(channels, width)
+        if n < 2: raise ValueError(f'width: expected at least 2 channels, found {n}')
         self.host, self.gather, within = _host(host, channels, n_classes, n, host_options or {})
-        self.rows, self.context, self.fusion = Rows(rows, n_classes, n, **memory), DatasetContext(n, n_classes, relation), Fusion(n, within, fuse)
+        self.rows, self.context, self.fusion = Rows(rows, n_classes, n, strategy, init, m0, poly), DatasetContext(n, n_classes, relation), Fusion(n, within, fuse)
         self.classify, self.alpha, self.beta = classifier(n, n_classes, dropout), alpha, beta
 
 # %% ../../nbs/models/17_mcibi.ipynb #68b08c87

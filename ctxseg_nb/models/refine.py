@@ -6,7 +6,7 @@
 from __future__ import annotations
 import torch
 from torch import nn
-from ..core import finite_scores
+from ..core import check_positive, finite_scores
 from .backbones import conv_bn_relu
 from .segmentor import Segmentor, upsample
 
@@ -22,6 +22,7 @@ class RefineHead(nn.Module):
         width: int = 32,      # of all inner maps
     ):
         super().__init__()
+        check_positive(width=width)
         *fine, K = channels
         self.look = nn.ModuleList([nn.Sequential(conv_bn_relu(c, width), conv_bn_relu(width, width)) for c in fine])
         self.join = nn.Sequential(conv_bn_relu(width*len(fine) + K, width), conv_bn_relu(width, width), nn.Conv2d(width, K, 3, padding=1))

@@ -4,15 +4,15 @@
 
 # %% ../../nbs/models/11_segmentor.ipynb #815626bc
 from __future__ import annotations
-import json
+import json, re
 from functools import partial
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from safetensors.torch import save
 from torch import nn
 from .. import core
-from ..core import IGNORE, IMAGENET_STATS, at_least_float32, atomic_write, check_n_classes, check_options, shared_mean
-from .backbones import conv_bn_relu, create_backbone, known_backbones, load_tensors, unknown_name
+from ..core import IGNORE, IMAGENET_STATS, at_least_float32, atomic_write, check_n_classes, check_options, check_positive, check_share, shared_mean
+from .backbones import check_fit, conv_bn_relu, copy_tensors, create_backbone, known_backbones, open_tensors, unknown_name
 
 # %% auto #0
 __all__ = ['MODELS', 'head_width', 'classifier', 'FCNHead', 'upsample', 'aux_loss', 'check_images', 'tell_progress', 'Segmentor',
@@ -22,9 +22,12 @@ __all__ = ['MODELS', 'head_width', 'classifier', 'FCNHead', 'upsample', 'aux_los
 # %% ../../nbs/models/11_segmentor.ipynb #e275ff6e
 def head_width(
     channels: list[int],  # the backbone's, fine to coarse
+    width: int | None = None,  # what was asked for
 ) -> int:
-    "Width of a head where none is given: a quarter of the coarsest map's channels, 64 at least"
-    return max(64, channels[-1]//4)
+    "Width of a head: `width`, or where not given a quarter of the coarsest map's channels, 64 at least. Raises `ValueError` for a width below 1"
+    if width is None: return max(64, channels[-1]//4)
+    check_positive(width=width)
+    return width
 
 # %% ../../nbs/models/11_segmentor.ipynb #03f6d18b
 def classifier(
@@ -32,7 +35,8 @@ def classifier(
     n_classes: int,  # K
     dropout: float = .1,  # share of channels left out in training
 ) -> nn.Sequential:
-    "Features (B, width, h, w) → logits (B, n_classes, h, w)"
+    "Features (B, width, h, w) → logits (B, n_classes, h, w). Raises `ValueError` for a share outside of 0..1"
+    check_share(dropout=dropout)
     return nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(width, n_classes, 1))
 
 # %% ../../nbs/models/11_segmentor.ipynb #25287e7a
@@ -47,7 +51,8 @@ class FCNHead(nn.Module):
         dropout: float = .1,  # share of channels dropped before the classifier
     ):
         super().__init__()
-        n = [channels[-1]] + [width or head_width(channels)]*len(dilations)
+        check_positive(dilations=dilations)
+        n = [channels[-1]] + [head_width(channels, width)]*len(dilations)
         self.convs = nn.Sequential(*[conv_bn_relu(a, b, dilation=d) for a, b, d in zip(n, n[1:], dilations)])
         self.classify = classifier(n[-1], n_classes, dropout)
 
@@ -128,7 +133,7 @@ class GAPHead(nn.Module):
         dropout: float = .1,  # share of channels dropped before the classifier
     ):
         super().__init__()
-        n, self.pool = width or head_width(channels), pool
+        n, self.pool = head_width(channels, width), pool
         self.reduce, self.norm = conv_bn_relu(channels[-1], n), nn.BatchNorm2d(n)
         self.W_f, self.W_g = nn.Conv2d(n, n, 1, bias=False), nn.Conv2d(n, n, 1, bias=False)
         self.classify = classifier(n, n_classes, dropout)
@@ -171,15 +176,18 @@ def create_model(
     aux: bool = False,      # an auxiliary FCN head in training?
     **options,              # to the head; JSON can hold them
 ) -> Segmentor:
-    "A model by name, with its `config`. Raises `ValueError` with the closest names for an unknown one, and for more than 255 classes"
+    "A model by name, with its `config`. Raises `ValueError` with the closest names for an unknown one, for unknown or impossible options, and for more than 255 classes"
     if name not in MODELS and name not in known_models(): raise unknown_name('model', name, MODELS)
+    check_positive(n_classes=n_classes)
     check_n_classes(n_classes)
     opts = backbone_options or {}
-    check_options(f'the model {name}', MODELS[name], options)
+    check_options(f'the model {name}', MODELS[name], options, 2)
     net = create_backbone(backbone, **opts)
     model = Segmentor(net, MODELS[name](net.channels, n_classes, **options), FCNHead(net.channels[-2:-1] or net.channels, n_classes) if aux else None)
     opts = {k: v for k, v in opts.items() if k not in ('weights', 'pretrained')}
-    model.config = json.loads(json.dumps(dict(model=name, n_classes=n_classes, backbone=backbone, backbone_options=opts, aux=aux, options=options)))
+    config = dict(model=name, n_classes=n_classes, backbone=backbone, backbone_options=opts, aux=aux, options=options)
+    try: model.config = json.loads(json.dumps(config))
+    except TypeError as e: raise ValueError(f'{name}: expected options that JSON can hold ({e})') from e
     return model
 
 # %% ../../nbs/models/11_segmentor.ipynb #4652cb8f
@@ -200,63 +208,128 @@ def param_groups(
     return [[p for n, p in model.named_parameters() if is_old(n) == b] for b in (True, False)]
 
 # %% ../../nbs/models/11_segmentor.ipynb #3156e6f7
-_FORMAT = 1  # of the JSON beside the tensors
+_FORMAT = 1  # of the card
+_KEY = 'ctxseg.json'  # of the card in the head of the file
 
 def _files(path):
+    "The file of the tensors, and the copy of the card"
     base = str(path).removesuffix('.safetensors').removesuffix('.json')
     return Path(f'{base}.safetensors'), Path(f'{base}.json')
 
-def _card(path, n, codes, colours, stats, size):
-    "What a user of a model needs to know beside its weights, as JSON takes it"
-    if len(codes) != n: raise ValueError(f'{path}: expected {n} class names, found {len(codes)}')
-    colours = [f'#{r:02x}{g:02x}{b:02x}' for r, g, b in (core.palette(n) if colours is None else colours)]
-    return dict(format=_FORMAT, codes=list(codes), palette=colours, mean=list(stats[0]), std=list(stats[1]), size=size)
+def _is_list(value, n, test): return isinstance(value, list) and len(value) == n and all(map(test, value))
+def _is_number(value, low, high): return type(value) in (int, float) and low <= value <= high
+def _is_size(value): return value is None or _is_list(value, 2, lambda n: type(n) is int and 1 <= n <= 16384)
+def _is_text(value): return isinstance(value, str) and value.isprintable() and value.strip() != '' and len(value) <= 200
 
-def _from_card(card):
-    "Class names, colours, normalisation and size"
+def _is_option(value):
+    "Is it a value for an option of a network?"
+    if isinstance(value, (list, dict)): return len(value) <= 100 and all(map(_is_option, value.values() if isinstance(value, dict) else value))
+    return value is None or isinstance(value, bool) or _is_text(value) or _is_number(value, -1e6, 1e6)
+
+def _are_options(value): return isinstance(value, dict) and _is_option(value)
+
+_ENTRIES = dict(   # entry of a card → what it has to be, and a test of a value for n classes
+    codes=('a list of {n} class names', lambda v, n: _is_list(v, n, _is_text)),
+    palette=('a list of {n} colours #rrggbb', lambda v, n: _is_list(v, n, lambda s: isinstance(s, str) and re.fullmatch('#[0-9a-fA-F]{6}', s))),
+    mean=('three numbers', lambda v, n: _is_list(v, 3, lambda x: _is_number(x, -1e4, 1e4))),
+    std=('three numbers above 0', lambda v, n: _is_list(v, 3, lambda x: _is_number(x, 1e-6, 1e4))),
+    size=('null, or height and width from 1 to 16384', lambda v, n: _is_size(v)))
+
+_CONFIG = dict(   # entry of the config of a model → what it has to be, and a test of a value
+    model=('a name', _is_text), n_classes=(f'an integer from 1 to {IGNORE}', lambda v: type(v) is int and 1 <= v <= IGNORE), backbone=('a name', _is_text),
+    backbone_options=('options, and none that opens a file or downloads', lambda v: _are_options(v) and not {'weights', 'pretrained'} & set(v)),
+    aux=('true or false', lambda v: isinstance(v, bool)), options=('options', _are_options))
+
+def _check_entries(entries, found, source, *n):
+    "Raise `ValueError` for the first entry that is missing or not what it has to be"
+    for name, (expected, is_right) in entries.items():
+        expected = expected.format(n=n[0] if n else '')
+        if name not in found: raise ValueError(f'{source}: {name}: expected {expected}, found no such entry')
+        if not is_right(found[name], *n): raise ValueError(f'{source}: {name}: expected {expected}, found {_short(found[name])}')
+
+def _short(value):
+    text = f'a list of {len(value)}, {value!r}' if isinstance(value, list) else repr(value)
+    return text if len(text) <= 80 else f'{text[:77]}...'
+
+def _card(path, n, codes, colours, stats, size):
+    "What a user of a model needs to know beside its weights, as JSON takes it. Raises `ValueError` for an entry that is not what it has to be"
+    colours = [f'#{r:02x}{g:02x}{b:02x}' for r, g, b in (core.palette(n) if colours is None else colours)]
+    mean, std = ([float(v) for v in s] for s in stats)
+    card = dict(format=_FORMAT, codes=list(codes), palette=colours, mean=mean, std=std, size=size and [int(v) for v in size])
+    _check_entries(_ENTRIES, card, path, n)
+    return card
+
+def _parse_card(text, source):
+    "The card in a text, checked to be one of our format"
+    def refuse(word): raise ValueError(f'{word} is no number')
+    try: card = json.loads(text, parse_constant=refuse)
+    except (TypeError, ValueError, RecursionError) as e: raise ValueError(f'{source}: expected a model card in JSON, found {_short(text)} ({e})') from e
+    found = card.get('format') if isinstance(card, dict) else None
+    if found != _FORMAT: raise ValueError(f'{source}: expected a model card of format {_FORMAT}, found {_short(found)}')
+    return card
+
+def _from_card(card, n, source):
+    "Class names, colours, normalisation and size, checked"
+    _check_entries(_ENTRIES, card, source, n)
     colours = np.array([list(bytes.fromhex(h[1:])) for h in card['palette']], np.uint8)
     return dict(codes=card['codes'], palette=colours, stats=(card['mean'], card['std']), size=card['size'])
 
 # %% ../../nbs/models/11_segmentor.ipynb #225a1b26
 def save_model(
     model: Segmentor,  # from `create_model`
-    path: str | Path,  # of the two files, with or without their suffix
+    path: str | Path,  # of the file, with or without its suffix
     codes,             # K class names
     palette: np.ndarray | None = None,  # (K, 3) uint8; `core.palette(K)` where not given
     stats=IMAGENET_STATS,  # mean and standard deviation of the images' channels
     size: tuple[int, int] | None = None,  # (H, W) of the pictures in training, for whoever predicts with it later
-):
-    "Write `path`.safetensors and `path`.json. Raises `OSError` naming the file where they cannot be written"
-    if model.config is None: raise ValueError('expected a model from create_model, found a Segmentor without config')
-    tensors, card = _files(path)
-    info = _card(path, model.config['n_classes'], codes, palette, stats, size) | dict(config=model.config)
-    with atomic_write(card) as c, atomic_write(tensors) as t:
-        c.write_text(json.dumps(info, indent=1))
-        t.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}))
+) -> None:
+    "Write `path`.safetensors, and a copy of its card as `path`.json. Reading them executes nothing. Raises `ValueError` for names, colours, statistics or a size that cannot be, and `OSError` naming the file where they cannot be written"
+    if getattr(model, 'config', None) is None: raise ValueError(f'expected a model from create_model, found a {type(model).__name__} without config')
+    file, copy = _files(path)
+    _check_entries(_CONFIG, model.config, f'{path}: config')
+    card = _card(path, model.config['n_classes'], codes, palette, stats, size) | dict(config=model.config)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    with atomic_write(copy) as c, atomic_write(file) as t:   # both are complete before either takes its place
+        c.write_text(json.dumps(card, indent=1) + '\n', encoding='utf-8')
+        t.write_bytes(save(tensors, {_KEY: json.dumps(card)}))
 
 # %% ../../nbs/models/11_segmentor.ipynb #43527845
-def _read_card(file):
-    if not file.is_file(): raise FileNotFoundError(f'{file}: no such file')
-    try: info = json.loads(file.read_text())
-    except ValueError as e: raise ValueError(f'{file}: expected JSON, found something else ({e})') from e
-    found = info.get('format') if isinstance(info, dict) else None
-    if found != _FORMAT: raise ValueError(f'{file}: expected a model card of format {_FORMAT}, found {found}')
-    return info
+def _find_card(file, path, copy):
+    "The card of an open file of tensors, and where it stands: in the file itself, or beside it where an older version has written both"
+    text = (file.metadata() or {}).get(_KEY)
+    if text is not None: return _parse_card(text, path), path
+    if not copy.is_file(): raise FileNotFoundError(f'{copy}: no such file, and {path} itself holds no model card')
+    try: text = copy.read_text(encoding='utf-8')
+    except ValueError as e: raise ValueError(f'{copy}: expected a model card in JSON, found something else ({e})') from e
+    return _parse_card(text, copy), copy
+
+def _build(config, source):
+    "The model of a config"
+    try: return create_model(config['model'], config['n_classes'], config['backbone'], config['backbone_options'], config['aux'], **config['options'])
+    except Exception as e: raise ValueError(f'{source}: config: {" ".join(str(e).split()) or type(e).__name__}') from e
+
+def _check_size(config, source, file, path):
+    "Raise `ValueError` where the model of a config, built without memory, has other tensors than the file"
+    known_models()   # nothing is imported while `meta` is the place of new tensors
+    try:
+        with torch.device('meta'): sketch = _build(config, source)
+    except ValueError as e:
+        if 'meta tensor' in str(e): return   # a head of the user's own that looks at numbers when it is built
+        raise
+    check_fit(sketch, file, path)
 
 # %% ../../nbs/models/11_segmentor.ipynb #fa0c54ab
 def load_model(
-    path: str | Path,  # of the two files, with or without a suffix
+    path: str | Path,  # of the file, with or without a suffix
 ) -> tuple[Segmentor, dict]:  # the model in evaluation mode; config, codes, palette (K, 3) uint8, stats and size
-    "Read what `save_model` wrote. Raises `FileNotFoundError` or `ValueError` naming the file, what was expected and what was found"
-    tensors, card = _files(path)
-    info = _read_card(card)
-    try:
-        c = info['config']
-        model = create_model(c['model'], c['n_classes'], c['backbone'], c['backbone_options'], c['aux'], **c['options'])
-        info = _from_card(info) | dict(config=c)
-    except KeyError as e: raise ValueError(f'{card}: expected an entry {e}, found none') from e
-    except (TypeError, ValueError) as e: raise ValueError(f'{card}: {e}') from e
-    load_tensors(model, tensors)
-    bad = [name for name, v in model.state_dict().items() if not v.isfinite().all()]
-    if bad: raise ValueError(f'{tensors}: expected finite weights, found nan or infinity in {len(bad)} tensors, {bad[0]} first')
-    return model.eval(), info
+    "Read what `save_model` wrote; nothing is executed, and no other file is opened. Raises `FileNotFoundError` or `ValueError` naming the file, the entry or tensor, what was expected and what was found"
+    path, copy = _files(path)
+    with open_tensors(path) as file:
+        card, source = _find_card(file, path, copy)
+        config = card.get('config')
+        if not isinstance(config, dict): raise ValueError(f'{source}: config: expected how the model is built, found {_short(config)}')
+        _check_entries(_CONFIG, config, f'{source}: config')
+        if unknown := set(config) - set(_CONFIG): raise ValueError(f'{source}: config: expected {", ".join(_CONFIG)}, found {_short(unknown.pop())}')
+        info = _from_card(card, config['n_classes'], source) | dict(config=config)
+        _check_size(config, source, file, path)
+        return copy_tensors(_build(config, source), file, path).eval(), info
