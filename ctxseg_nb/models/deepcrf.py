@@ -6,9 +6,9 @@
 from __future__ import annotations
 from functools import lru_cache, partial
 from pathlib import Path
-import torch, torch.nn.functional as F
+import torch, torch.distributed as dist, torch.nn.functional as F
 from torch import nn
-from ..core import check_positive
+from ..core import IGNORE, check_positive, place_in_batch, shared_generator, shared_mean
 from ..crf.graph import mean_field, pair_nll, range_box_edges
 from .backbones import BACKBONES, PADDING, conv_bn_relu, create_backbone, read_tensors
 from .segmentor import Segmentor, create_model, register_model, upsample
@@ -219,11 +219,19 @@ DeepCRFHead.potentials, DeepCRFHead.forward, DeepCRFHead.infer = _potentials, _f
 # %% ../../nbs/models/18_deepcrf.ipynb #f119d213
 def _pair_loss(net, f, edges, labels): return pair_nll(net(f, edges), labels, edges, net.K)
 
+def _pairs_of_rank(edges, first, chosen):
+    "Of pairs chosen among those of all ranks, the pairs of this rank, whose number 0 is number `first` of all"
+    return edges[:, chosen[(chosen >= first) & (chosen < first + edges.shape[1])] - first]
+
 def _pair_part(self, relation, out, target):
     "Loss of a relation's pairs, or of a sample of them"
     b, _, h, w = out[relation].shape
     edges = batch_edges(b, h, w, relation, target.device)
-    if self.sample and self.sample < edges.shape[1]: edges = edges[:, torch.randint(edges.shape[1], (self.sample,), device=edges.device)]
+    if self.sample:
+        first, n = place_in_batch(edges.shape[1], edges.device)
+        if self.sample < n:
+            chosen = torch.randint(n, (self.sample,), generator=shared_generator(edges.device), device=edges.device)
+            edges = _pairs_of_rank(edges, first, chosen)
     net = self.pairs[relation]
     f = _cells(out[relation]).to(net.p.weight.dtype)   # half precision where the network, but not the loss, ran under autocast
     return self.learn_pairs(net, f, edges, cell_labels(target, (h, w)))
@@ -233,6 +241,13 @@ def _losses(self): return tuple((r, 1., partial(self._pair_part, r)) for r in se
 DeepCRFHead._pair_part, DeepCRFHead.losses = _pair_part, property(_losses)
 
 # %% ../../nbs/models/18_deepcrf.ipynb #371dfd29
+def _mean_over_ranks(sums, count):
+    "The sums of all ranks, divided by the sum of their counts"
+    flat = torch.cat([*map(torch.flatten, sums), count.to(sums[0])[None]])
+    if dist.is_available() and dist.is_initialized(): dist.all_reduce(flat)
+    means = flat[:-1]/flat[-1].clamp(min=1)
+    return [m.view_as(s) for m, s in zip(means.split([s.numel() for s in sums]), sums)]
+
 def sub_iterations(
     net: PairwiseNet,
     f: torch.Tensor,       # (N, C) features of the cells
@@ -242,17 +257,19 @@ def sub_iterations(
     n: int = 2000,         # pairs in a portion
 ) -> torch.Tensor:  # scalar; backward gives `f` the gradient that was collected, and `net` none
     "Loss of all pairs, whose portions have updated `net` on the way (Lin et al. 2017, section 8.2)"
-    leaf, params, value = f.detach().requires_grad_(), list(net.parameters()), 0.
-    collected = torch.zeros_like(leaf)
-    E = edges.shape[1]
-    for part in torch.randperm(E, device=f.device).split(n):
-        loss = _pair_loss(net, leaf, edges[:, part], labels)
+    leaf, params = f.detach().requires_grad_(), list(net.parameters())
+    collected, total, count = torch.zeros_like(leaf), 0., 0
+    first, E = place_in_batch(edges.shape[1], f.device)
+    for part in torch.randperm(E, generator=shared_generator(f.device), device=f.device).split(n):
+        pairs = _pairs_of_rank(edges, first, part)
+        loss = pair_nll(net(leaf, pairs), labels, pairs, net.K, reduction='sum')
         g, *grads = torch.autograd.grad(loss, [leaf, *params])
-        for p, d in zip(params, grads): p.grad = d
+        labelled = (labels[pairs] != IGNORE).all(0).sum()
+        for p, d in zip(params, _mean_over_ranks(grads, labelled)): p.grad = d
         opt.step(); opt.zero_grad()
-        collected, value = collected + g*len(part)/E, value + loss.detach()*len(part)/E
+        collected, total, count = collected + g, total + loss.detach(), count + labelled
     through = (f*collected).sum()
-    return value + through - through.detach()
+    return shared_mean(total + through - through.detach(), count)
 
 # %% ../../nbs/models/18_deepcrf.ipynb #214926ed
 def deepcrf(

@@ -5,7 +5,8 @@
 # %% ../../nbs/training/35_async.ipynb #a074ecf1
 from __future__ import annotations
 import torch
-from fastai.basics import Callback
+from fastai.basics import Callback, get_model
+from torch.nn.parallel import DistributedDataParallel
 from ..models.deepcrf import sub_iterations
 
 # %% auto #0
@@ -29,9 +30,13 @@ class AsynchronousPairs(Callback):
         own = {net: self.optimisers[name] for name, net in head.pairs.items()}
         self.before, head.sample = (head.sample, head.learn_pairs), None
         head.learn_pairs = lambda net, f, edges, y: sub_iterations(net, f, edges, y, own[net], self.n)
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, [f'head.pairs.{n}' for n, _ in head.pairs.named_parameters()])
 
     def state_dict(self): return {name: opt.state_dict() for name, opt in self.optimisers.items()}
     def load_state_dict(self, state):
         for name, opt in self.optimisers.items(): opt.load_state_dict(state[name])
 
-    def after_fit(self): self.model.head.sample, self.model.head.learn_pairs = self.before
+    def after_fit(self):
+        model = get_model(self.model)
+        model.head.sample, model.head.learn_pairs = self.before
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, [])
