@@ -1,6 +1,5 @@
 "Several processes train what one process trains: batches, schedules, weights, scores; failures end all of them."
-import os, signal, subprocess, sys
-from pathlib import Path
+import os, signal
 import numpy as np, pytest, torch, torch.distributed as dist
 from fastai.basics import AvgMetric, Callback, DataLoader, set_seed
 from torch import nn
@@ -12,16 +11,13 @@ from ctxseg_nb.training.asynchronous import AsynchronousPairs
 from ctxseg_nb.training.distributed import ShardedDL, distributed, on_ranks
 from ctxseg_nb.training.learner import segmentation_learner
 
-REPOSITORY = Path(__file__).parent.parent
-
 
 # ---- which rank reads which picture
 
 @pytest.mark.parametrize('n_ranks', [2, 3])
-@pytest.mark.parametrize('n, bs, drop_last', [(37, 4, True), (22, 4, True), (22, 4, False), (7, 3, True), (16, 16, True), (5, 5, False)])
+@pytest.mark.parametrize('n, bs, drop_last', [(37, 4, True), (22, 4, True), (23, 4, False), (7, 3, True), (16, 16, True), (5, 5, False)])
 def test_training_batches_are_those_of_one_process(n, bs, drop_last, n_ranks):
     dl = DataLoader(range(n), bs=bs, drop_last=drop_last)
-    if not drop_last and n % bs and n % bs < n_ranks: pytest.skip('a last batch that is too small; see below')
     ranks = [ShardedDL(dl, rank, n_ranks, training=True) for rank in range(n_ranks)]
     assert [len(r) for r in ranks] == [len(dl)]*n_ranks
     together = [sum(shares, []) for shares in zip(*[r.batches(range(n)) for r in ranks])]
@@ -69,6 +65,7 @@ def scenes(n, seed):
 
 class Double(Callback):
     def before_batch(self): self.learn.xb = tuple(x.double() for x in self.xb)
+    def after_loss(self): self.learn.loss = self.loss.float()   # for fastai's recorder
 
 class Rates(Callback):
     def before_fit(self): self.rates = []
@@ -90,8 +87,8 @@ def learner(name, dtype=torch.float64, n=22, n_valid=5, bs=4, workers=0, **optio
     learn.metrics = learn.metrics + [AvgMetric(pixel_error)]
     return learn
 
-def fit(rank, name, dtype, portion=None, epochs=2, lr=.01, **options):
-    learn = learner(name, dtype, **options)
+def fit(rank, name, dtype, portion=None, epochs=1, lr=.01, workers=0):
+    learn = learner(name, dtype, workers=workers)
     cbs = [AsynchronousPairs(lr=.01, n=portion)] if portion else []
     with distributed(learn), learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr, cbs=cbs)
     return dict(state=learn.model.state_dict(), rates=learn.rates.rates, values=[list(v) for v in learn.recorder.values], losses=torch.stack(learn.recorder.losses))
@@ -100,24 +97,110 @@ def distance(a, b):
     "Largest difference of two states, for large numbers relative to their size"
     return max(((a[k] - v).abs()/v.abs().clamp(min=1)).max().item() for k, v in b.items() if v.is_floating_point())
 
-@pytest.mark.parametrize('name, portion', [('fcn', None), ('encnet', None), ('mcibi', None), ('deepcrf', None), ('deepcrf', 200)])
-@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
-def test_two_processes_train_what_one_trains(name, portion, dtype):
-    (one,), two = (on_ranks(fit, n, name, dtype, portion) for n in (1, 2))
-    limit = {torch.float64: 1e-10, torch.float32: 1e-5}[dtype]
+F8, F4 = torch.float64, torch.float32
+
+@pytest.mark.parametrize('name, portion, dtype, epochs', [
+    ('fcn', None, F8, 2), ('encnet', None, F8, 1), ('mcibi', None, F8, 1), ('deepcrf', None, F8, 1), ('deepcrf', 1000, F8, 1),
+    ('fcn', None, F4, 1), ('deepcrf', 1000, F4, 1)])   # not MCIBI in float32, whose steps enlarge what rounding leaves
+def test_two_processes_train_what_one_trains(name, portion, dtype, epochs):
+    (one,), two = (on_ranks(fit, n, name, dtype, portion, epochs) for n in (1, 2))
     for rank in two:
-        assert rank['rates'] == one['rates'] and len(one['rates']) == 2*(22//4)
-        assert distance(rank['state'], one['state']) < limit
+        assert rank['rates'] == one['rates'] and len(one['rates']) == epochs*(22//4)
+        assert distance(rank['state'], one['state']) < {F8: 1e-10, F4: 1e-5}[dtype]
         assert (rank['losses'] - one['losses']).abs().max() < 1e-5
-    assert distance(two[0]['state'], two[1]['state']) == 0
+        np.testing.assert_allclose(rank['values'][-1][2:], one['values'][-1][2:], rtol=1e-4)   # scores
+    assert distance(two[0]['state'], two[1]['state']) == 0 and two[0]['values'] == two[1]['values']
 
 
-def test_three_processes_and_batches_that_they_cannot_halve():
-    (one,), three = (on_ranks(fit, n, 'fcn', torch.float64) for n in (1, 3))
+def test_three_processes_share_batches_of_four_and_workers_read_them():
+    (one,), three = (on_ranks(fit, n, 'fcn', F8, None, 1, .01, workers) for n, workers in ((1, 0), (3, 1)))
     for rank in three: assert distance(rank['state'], one['state']) < 1e-10
 
 
-def test_scores_are_those_of_one_process():
-    (one,), two = (on_ranks(fit, n, 'fcn', torch.float64, None, 1) for n in (1, 2))
-    for rank in two: np.testing.assert_allclose(rank['values'][0][2:], one['values'][0][2:], rtol=1e-6)
-    assert two[0]['values'] == two[1]['values']
+# ---- random numbers
+
+class Draws(Callback):
+    "What a dropout layer would draw at the first step of each epoch"
+    def before_fit(self): self.masks = []
+    def before_train(self): self.masks.append(torch.rand(4).tolist())
+
+def masks(rank):
+    learn = learner('fcn', F4, n=8, cbs=Draws())
+    with distributed(learn), learn.no_bar(), learn.no_logging(): learn.fit(2)
+    return learn.draws.masks
+
+def test_dropout_differs_between_ranks_and_is_reproducible():
+    first, again = on_ranks(masks, 2), on_ranks(masks, 2)
+    assert first == again and first[0] != first[1]
+    assert on_ranks(masks, 1)[0] == first[0]
+
+
+# ---- predictions
+
+def predictions(rank):
+    learn = learner('fcn', F4, n=8, n_valid=5, bs=3, workers=0)
+    with distributed(learn), learn.no_bar(), learn.no_logging():
+        learn.fit(1, .01)
+        scores, targets = learn.get_preds()
+        return dict(scores=scores, targets=targets, own=learn.get_preds(dl=learn.dls.test_dl([x for x, _ in scenes(3, 7)]))[0],
+                    one=learn.predict(scenes(1, 7)[0][0])[2], values=list(learn.validate()), after=learn.recorder.values[-1])
+
+def test_predictions_are_neither_lost_nor_doubled():
+    (one,), two = (on_ranks(predictions, n) for n in (1, 2))
+    for rank in two:
+        for k in ('scores', 'targets', 'own', 'one'):
+            assert rank[k].shape == one[k].shape, k
+            torch.testing.assert_close(torch.as_tensor(rank[k]).float(), torch.as_tensor(one[k]).float(), rtol=0, atol=1e-4, check_stride=False)
+        np.testing.assert_allclose(rank['values'][1:], one['values'][1:], rtol=1e-4)
+
+
+# ---- sub-iterations of pairwise networks
+
+def pairs_with_void(share):
+    "A pairwise network, features and labels of 4 pictures of 4×5 cells, of which `share` are void, most in the first pictures"
+    g = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    net, f = PairwiseNet(10, 3, 16).double(), torch.randn(80, 10, dtype=F8, generator=g)
+    labels = torch.randint(3, (80,), generator=g)
+    labels[:int(80*share)] = IGNORE
+    return net, f.requires_grad_(), batch_edges(4, 4, 5, 'above'), labels
+
+@pytest.mark.parametrize('share', [0., .5, .9, 1.])
+def test_portions_give_the_gradient_of_all_pairs_at_once(share):
+    net, f, edges, labels = pairs_with_void(share)
+    at_once = _pair_loss(net, f, edges, labels)
+    portions = sub_iterations(net, f, edges, labels, torch.optim.SGD(net.parameters(), 0.), 37)
+    torch.testing.assert_close(portions, at_once, rtol=0, atol=1e-10)
+    torch.testing.assert_close(torch.autograd.grad(portions, f), torch.autograd.grad(at_once, f), rtol=0, atol=1e-10)
+
+
+# ---- ranks that fail
+
+def fails(rank):
+    dist.barrier()
+    if rank: raise ValueError('no pictures')
+
+def waits(rank):
+    if rank: dist.all_reduce(torch.ones(1))
+
+def killed(rank):
+    if rank: os.kill(os.getpid(), signal.SIGKILL)
+    dist.barrier()
+
+def test_a_rank_that_fails_ends_all():
+    with pytest.raises(RuntimeError, match=r'(?s)fails on 2 processes:.*rank 1: .*ValueError: no pictures'): on_ranks(fails, 2)
+    with pytest.raises(RuntimeError, match='waits on 2 processes:\nrank 0, 1: not done after 1 s'): on_ranks(waits, 2, timeout=1)
+    with pytest.raises(RuntimeError, match='process 1 terminated with signal SIGKILL'): on_ranks(killed, 2)
+
+def test_functions_carry_what_they_use():
+    offset = torch.ones(1)
+    def total(rank, factor):
+        t = factor*(rank + offset)
+        dist.all_reduce(t)
+        return rank, t.item(), os.environ['WORLD_SIZE']
+    assert on_ranks(total, 2, 10) == [(0, 30., '2'), (1, 30., '2')]
+
+
+def places(rank): return place_in_batch(2*rank + 1)
+
+def test_place_in_the_batch_of_all_ranks(): assert on_ranks(places, 3) == [(0, 9), (1, 9), (4, 9)]
