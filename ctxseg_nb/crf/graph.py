@@ -20,7 +20,7 @@ def _check(unary_scores, pair_scores, edges):
     _check_edges(edges, len(unary_scores)); _check_pairs(pair_scores, edges, unary_scores.shape[1])
 
 def _unaries(scores): return finite_scores(at_least_float32(scores), 'unary scores')
-def _pairs(scores): return finite_scores(scores, 'pair scores')
+def _pairs(scores): return scores if callable(scores) else finite_scores(scores, 'pair scores')
 
 def _check_edges(edges, N):
     if edges.ndim != 2 or len(edges) != 2 or edges.dtype not in (torch.int64, torch.int32):
@@ -93,14 +93,14 @@ def _relations(pair_scores, edges):
     several = isinstance(edges, (list, tuple))
     if several and (not isinstance(pair_scores, (list, tuple)) or len(pair_scores) != len(edges)):
         raise ValueError(f'pair scores: expected one entry for each of {len(edges)} relations, found {len(pair_scores) if isinstance(pair_scores, (list, tuple)) else type(pair_scores).__name__}')
-    return list(zip(pair_scores, edges)) if several else [(pair_scores, edges)]
+    return [(_pairs(W), e) for W, e in (zip(pair_scores, edges) if several else [(pair_scores, edges)])]
 
 def _by_chunk(f, pair_scores, edges, K):
     "c, f(c, scores of c) for chunks c of the edges; where scores are computed, they are computed again for the gradient"
     there = not callable(pair_scores) and pair_scores.device.type == 'cpu'
     n, E = max(1, (_IN_CACHE if there else _AT_ONCE)//K**2), edges.shape[1]
     chunks = [slice(0, E)] if torch.compiler.is_compiling() else [slice(i, min(i + n, E)) for i in range(0, max(E, 1), n)]
-    if not callable(pair_scores): yield from ((c, f(c, _pairs(W))) for c, W in zip(chunks, pair_scores.split(n))); return
+    if not callable(pair_scores): yield from ((c, f(c, W)) for c, W in zip(chunks, pair_scores.split(n))); return
     def computed(c, e):    # a tensor among the arguments tells `checkpoint` whose random numbers to keep
         W = pair_scores(c)
         _check_pairs(W, e, K)
@@ -122,6 +122,7 @@ def pair_nll(
     if reduction not in ('mean', 'sum'): raise ValueError(f"reduction: expected 'mean' or 'sum', found {reduction!r}")
     _check_labels(labels, n_classes, ignore_index)
     _check_edges(edges, len(labels)); _check_pairs(pair_scores, edges, n_classes)
+    pair_scores = _pairs(pair_scores)
     y_p, y_q = labels.long()[edges]
     target = (y_p*n_classes + y_q).where((y_p != ignore_index) & (y_q != ignore_index), -100)   # (E,)
     def part(c, W): return F.cross_entropy(at_least_float32(W).flatten(1), target[c], reduction='sum')
