@@ -302,3 +302,35 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     for words in (['predict', picture(tmp_path/'a.png'), '--model', tmp_path/'m.safetensors'], ['evaluate', tmp_path/'m.safetensors'], ['export', tmp_path/'m.safetensors', tmp_path/'m.pt2']):
         code, out, err = run(*words)
         assert code == 2 and err.count('\n') == 1 and 'head.classify.1.weight' in err and 'finite' in err
+
+
+# progress
+
+def test_progress_is_quiet_where_nobody_looks(ctxseg, tmp_path):
+    "Without a terminal: lines of words, no carriage returns, nothing on standard error"
+    ran = ctxseg('demo', '--epochs', 1, '--n-train', 16, '--n-valid', 4, '--size', 32, '--out', tmp_path/'o')
+    assert (ran.returncode, ran.stderr) == (0, '') and '\r' not in ran.stdout and 'train_loss' in ran.stdout
+
+
+def test_progress_on_a_terminal_has_rate_and_estimate(tmp_path):
+    pty = pytest.importorskip('pty')
+    ours, theirs = pty.openpty()
+    environment = os.environ | dict(PYTHONPATH=str(Path(__file__).parent.parent), COLUMNS='100', OMP_NUM_THREADS='1')
+    words = 'demo', '--epochs', '1', '--n-train', '48', '--n-valid', '4', '--size', '32', '--out', str(tmp_path/'o')
+    process = subprocess.Popen([sys.executable, '-m', 'ctxseg_nb.cli', *words], stderr=theirs, stdout=subprocess.DEVNULL, env=environment)
+    os.close(theirs)
+    shown = b''
+    with contextlib.suppress(OSError):   # the end of a terminal that nobody holds any more
+        while new := os.read(ours, 4096): shown += new
+    os.close(ours)
+    assert process.wait() == 0 and b'steps' in shown and b'3/3' in shown and (b'it/s' in shown or b's/it' in shown), shown[-2000:]
+
+
+def test_measurements_show_their_progress():
+    from ctxseg_nb.analysis import benchmarks
+    seen = []
+
+    class Terminal(io.StringIO):
+        def isatty(self): return True
+    with contextlib.redirect_stderr(Terminal()) as err: benchmarks.side_by_side(lambda: 1., lambda: 2., rounds=3)
+    assert 'measurements' in err.getvalue() and '/6' in err.getvalue()

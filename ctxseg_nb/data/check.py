@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 import numpy as np
-from fastprogress.fastprogress import progress_bar
-from ..core import IGNORE
+from ..core import IGNORE, progress as progress_bar
 from .datasets import SegDataset, check_mask, image_size, missing_classes
 
 # %% auto #0
@@ -119,7 +118,7 @@ def check_dataset(
     look = lambda pair: _inspect(ds, *(None if p in missing else p for p in pair))
     with ThreadPoolExecutor() as pool:
         looks = pool.map(look, todo)
-        found = [*(progress_bar(looks, total=len(todo), leave=False) if progress and todo else looks)]
+        found = [*(progress_bar(looks, 'pictures', len(todo)) if progress and todo else looks)]
     return CheckReport(ds, {s: _report(ds, s, *l, dict(zip(todo, found))) for s, l in listed.items()}, absent)
 
 # %% ../../nbs/data/11_check.ipynb #9e399be6

@@ -96,7 +96,7 @@ def evaluate_pictures(
     n_classes: int,   # K
 ) -> np.ndarray:  # (n, K, 3): pixels right, predicted, true
     "Counts of each picture at the full size of its mask. Raises `ValueError` for labels outside 0..K-1 and sizes that differ"
-    counts = [_count(label(picture), picture, mask, n_classes, i) for i, (picture, mask) in enumerate(items)]
+    counts = [_count(label(picture), picture, mask, n_classes, i) for i, (picture, mask) in enumerate(progress(items, 'pictures'))]
     if not counts: raise ValueError('items: expected one picture or more, found none')
     return np.stack(counts)
 
@@ -218,7 +218,7 @@ def write_submission(
     "Label files as a test server wants them. Raises `ValueError` or `FileNotFoundError` for pictures that are not the server's, and for labels that it does not know"
     answers = _answers(pictures, kind)
     ids, palette = np.array(SERVERS[kind].ids, np.uint8), SERVERS[kind].palette
-    for path, file in answers.items():
+    for path, file in progress(answers.items(), 'pictures'):
         picture = load_image(file)
         labels = label(picture)
         if labels.shape != picture.shape[:2]: raise ValueError(f'{file}: expected {picture.shape[:2]} labels, found {labels.shape}')

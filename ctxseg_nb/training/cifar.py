@@ -16,6 +16,7 @@ from ..core import atomic_write, keep_memory, write_json
 from ..models.backbones import unknown_name
 from ..models.encnet_cifar import cifar_encnet, cifar_resnet, cifar_seresnet
 from .checkpoint import Checkpoint
+from .learner import steps_shown
 
 # %% auto #0
 __all__ = ['CIFAR_STATS', 'CIFAR_NETS', 'read_cifar', 'crop_flip', 'normalise', 'cifar_dls', 'cifar_learner', 'ErrorCurves',
@@ -142,7 +143,7 @@ def train_cifar(
     learn = cifar_learner(cifar_dls(path, bs), model, codes, width, lr)
     settings = {k: v for k, v in about.items() if k not in ('epochs', 'lr')}
     about['parameters'] = sum(p.numel() for p in learn.model.parameters())
-    learn.fit_cosine(epochs, cbs=[ErrorCurves(out/'curves.json', about), Checkpoint(out, resume=resume, settings=settings), *L(cbs)])
+    with steps_shown(learn): learn.fit_cosine(epochs, cbs=[ErrorCurves(out/'curves.json', about), Checkpoint(out, resume=resume, settings=settings), *L(cbs)])
     weights = {k: v.detach().cpu().contiguous() for k, v in learn.model.state_dict().items()}
     with atomic_write(out/'model.safetensors') as tmp: tmp.write_bytes(save(weights))
     return learn

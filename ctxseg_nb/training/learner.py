@@ -4,12 +4,15 @@
 
 # %% ../../nbs/training/33_learner.ipynb #8c20cdc9
 from __future__ import annotations
-import math
+import math, sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial, wraps
 from itertools import islice
 import numpy as np, torch, torch.distributed as dist
 from fastai.vision.all import *
-from ..core import keep_memory
+from fastcore.basics import IN_NOTEBOOK
+from ..core import keep_memory, progress
 from ..data.datasets import missing_classes
 from ..inference.multiscale import predict_multiscale, sums_over_positions
 from ..models.segmentor import create_model, param_groups, tell_progress
@@ -17,8 +20,8 @@ from .losses import SegmentationLoss, class_weights, count_labels
 from .metrics import segmentation_metrics
 
 # %% auto #0
-__all__ = ['OPTIMISERS', 'poly', 'head_first', 'training_counts', 'LossParts', 'TellProgress', 'AccumulateGradients',
-           'CheckFinite', 'DeviceMixedPrecision', 'SegmentationLearner', 'segmentation_learner']
+__all__ = ['OPTIMISERS', 'poly', 'head_first', 'training_counts', 'LossParts', 'TellProgress', 'StepProgress', 'steps_shown',
+           'AccumulateGradients', 'CheckFinite', 'DeviceMixedPrecision', 'SegmentationLearner', 'segmentation_learner']
 
 # %% ../../nbs/training/33_learner.ipynb #3c109700
 def poly(
@@ -97,6 +100,37 @@ class TellProgress(Callback):
     "Call `set_progress(t)` of all parts of the model that have it before every training step, t = 0 to 1"
     run_valid = False
     def before_batch(self): tell_progress(self.model, self.pct_train)
+
+# %% ../../nbs/training/33_learner.ipynb #5e0c1d02
+class StepProgress(Callback):
+    "A bar over all training steps on a terminal, and a line for each epoch through the learner's `logger`"
+    order, run_valid = 60, False   # as fastai's `ProgressCallback`
+
+    def before_fit(self):
+        self.bar, self.old_logger = progress(what='steps', total=self.n_epoch*len(self.dls.train)), self.learn.logger
+        if self.old_logger is noop: return
+        self.learn.logger = self._line
+        self._line(self.recorder.metric_names)
+
+    def _line(self, values):
+        widths = [max(12, len(name) + 2) for name in self.recorder.metric_names]
+        cells = [f'{v:.4f}' if isinstance(v, float) else str(v) for v in values]
+        self.bar.write(''.join(f'{c:>{w}}' for c, w in zip(cells, widths)), file=sys.stdout)
+
+    def after_batch(self): self.bar.update(self.train_iter - self.bar.n)
+
+    def after_fit(self):
+        self.bar.close()
+        self.learn.logger = self.old_logger
+
+# %% ../../nbs/training/33_learner.ipynb #5e0c1d03
+@contextmanager
+def steps_shown(learn: Learner) -> Iterator[None]:
+    "Within it, `fit` shows its progress by `StepProgress` in place of fastai's bar; in a notebook and on other processes than the first as fastai does"
+    if IN_NOTEBOOK or rank_distrib():
+        yield
+        return
+    with learn.no_bar(), learn.added_cbs(StepProgress()): yield
 
 # %% ../../nbs/training/33_learner.ipynb #f637711b
 @patch
