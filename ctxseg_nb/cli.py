@@ -222,7 +222,9 @@ def _ceilings_beside(figures, model, n, size):
     scenes, window = list(map(ContextScenes(n, size, VALID_SEED).scene, range(n))), receptive_field(model, size)
     local, full = (ceiling(scenes, r) for r in (window//2, float('inf')))
     print(f'{"mean IoU of":14}{"model":>8}{f"ceiling of its {window} px":>24}{"of the whole picture":>24}')
-    for k in ('all', *GROUPS): print(f'{k:14}{100*figures["miou" if k == "all" else k]:8.1f}{100*local[k]:24.1f}{100*full[k]:24.1f}')
+    for k in ('all', *GROUPS):
+        row = figures.get('miou' if k == 'all' else k, math.nan), local[k], full[k]
+        print(f'{k:14}' + ''.join(f'{100*v:{w}.1f}' if math.isfinite(v) else f'{"-":>{w}}' for v, w in zip(row, (8, 24, 24))))
 
 # %% ../nbs/cli.ipynb #76f6c6b6
 @command
@@ -657,10 +659,12 @@ def main(
     argv: list | None = None,  # words after `ctxseg`; those of the process where not given
 ) -> int:  # exit code: 0; 1 where some inputs were left out; 2 after an error; 130 after Ctrl-C
     "The command `ctxseg`"
-    warnings.filterwarnings('ignore', category=FutureWarning)
     os.environ.setdefault('MPLBACKEND', 'agg')
     try:
-        _run(sys.argv[1:] if argv is None else argv)
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', category=FutureWarning)
+            warnings.showwarning = lambda message, *where: _complain([f'warning: {message}'], 0)
+            _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return 0
     except SystemExit as e: return e.code or 0   # of argparse, after --help

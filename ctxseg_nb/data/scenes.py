@@ -251,4 +251,5 @@ def ceiling(
             cm[:, family] = know[:, family] + guess[:, family].sum(1, keepdims=True)*np.array(q)/10
             return _iou(cm)[family]
         best[family] = max(map(score, strategies), key=np.nanmean) if guess[:, family].any() else best[family]
-    return {name: float(np.nanmean(best[list(labels)])) for name, labels in GROUPS.items()} | {'all': float(np.nanmean(best))}
+    def mean(ious): return float(np.nanmean(ious)) if not np.isnan(ious).all() else float('nan')
+    return {name: mean(best[list(labels)]) for name, labels in GROUPS.items()} | {'all': mean(best)}
