@@ -125,6 +125,21 @@ def _call(f, given):
     _refuse(f, mode, given)
     mode.run(**{name: options[name] for name in inspect.signature(mode.run).parameters})
 
+# %% ../nbs/cli.ipynb #6d0e5a02
+def _device(name):
+    "The device that --device names. Raises `ValueError` for one that this machine does not have"
+    from ctxseg_nb.core import default_device
+    try: return default_device(name)
+    except ValueError as e: raise ValueError(f'--{e}') from None
+
+def _train_on(name):
+    "Let fastai put batches and models on the device that --device names"
+    device = _device(name)
+    import torch
+    from fastai import torch_core
+    torch_core.default_device(device.type != 'cpu')
+    if device.index is not None: torch.cuda.set_device(device)
+
 # %% ../nbs/cli.ipynb #e982c5c9
 def _open(data, path, min_photos=None):
     "The data set on disk that `data` names"
@@ -161,34 +176,36 @@ def _curves(learn, file):
     b.set(xlabel='epoch', ylabel='points of a hundred', ylim=(0, 100)); b.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5))
     write_figure(file, fig)
 
-def _predictions(model, dls, file, n=6):
-    "Pictures, targets and predictions of the first validation batch, with a legend"
-    import numpy as np, torch
-    from ctxseg_nb.core import IMAGENET_STATS, legend, show_rows, write_figure
-    x, y = (t.as_subclass(torch.Tensor)[:n].cpu() for t in next(iter(dls.valid)))
-    with torch.inference_mode(): pred = model.cpu().eval()(x).argmax(1).numpy()
-    mean, std = (torch.tensor(t).view(3, 1, 1) for t in IMAGENET_STATS)
-    images = (x*std + mean).clip(0, 1).permute(0, 2, 3, 1).numpy()
-    axs = show_rows([list(images), list(y.numpy()), list(pred)], names=['picture', 'target', 'prediction'], palette=dls.card.palette)
-    legend(axs[0, 0].figure, dls.card.codes, dls.card.palette, np.union1d(y.numpy(), pred), loc='outside right upper')
+def _predictions(label, items, card, file):
+    "Pictures, targets and predictions, with a legend"
+    import numpy as np
+    from ctxseg_nb.core import legend, show_rows, write_figure
+    pictures, masks = zip(*items)
+    labels = [label(picture) for picture in pictures]
+    axs = show_rows([pictures, masks, labels], names=['picture', 'target', 'prediction'], palette=card.palette)
+    found = np.unique(np.concatenate([np.ravel(m) for m in (*masks, *labels)]))
+    legend(axs[0, 0].figure, card.codes, card.palette, found, loc='outside right upper')
     write_figure(file, axs[0, 0].figure)
 
 # %% ../nbs/cli.ipynb #df3fab66
-def _leave(learn, out, size):
-    "Write model, figures and pictures of a training into the folder `out`; the figures"
+def _leave(learn, out, size, items):
+    "Score a training on whole pictures `items`, as `evaluate` does, and write model, figures and pictures into the folder `out`; the figures"
+    from itertools import chain, islice
     from ctxseg_nb.analysis.compare import surroundings
-    from ctxseg_nb.analysis.experiments import count_validation, figures_of
-    from ctxseg_nb.core import write_json
+    from ctxseg_nb.core import IMAGENET_STATS, write_json
+    from ctxseg_nb.inference.evaluate import evaluate_pictures, figures_of
     from ctxseg_nb.models.segmentor import save_model
-    out, card = Path(out), learn.dls.card
-    figures = {k: float(v) for k, v in figures_of(count_validation(learn.model, learn.dls), card).items()}
+    out, card, items = Path(out), learn.dls.card, iter(items)
+    label, shown = _labeller(learn.model, dict(stats=IMAGENET_STATS), size), list(islice(items, 6))
+    counts = evaluate_pictures(label, chain(shown, items), card.n_classes)
+    figures = {k: float(v) for k, v in figures_of(counts, card).items()}
     save_model(learn.model, out/'model', card.codes, card.palette, size=size)
     write_json(out/'results.json', dict(figures=figures, made_with=surroundings()))
-    _curves(learn, out/'curves.png'); _predictions(learn.model, learn.dls, out/'predictions.png')
+    _curves(learn, out/'curves.png'); _predictions(label, shown, card, out/'predictions.png')
     return figures
 
 def _print_figures(figures):
-    for k, v in figures.items(): print(f'{k:14}{100*v:6.1f}' if math.isfinite(v) else f'{k:14}     -')
+    for k, v in figures.items(): print(f'{k:20}{100*v:6.1f}' if math.isfinite(v) else f'{k:20}     -')
     if not math.isfinite(figures['miou']): print('the validation pictures have no pixel with a label')
 
 # %% ../nbs/cli.ipynb #b2fbfafd
@@ -201,16 +218,19 @@ def demo(
     size: Side = 96,       # side of a scene, pixels
     model: str = 'fcn',    # as `ctxseg models` lists them
     seed: Seed = 0,        # of weights and order
+    device: str = 'auto',  # to compute on: auto, cuda, cuda:1, mps or cpu
 ):
     "Train a model on the embedded scenes and show what it cannot know"
     from fastai.basics import set_seed
-    from ctxseg_nb.data.blocks import scenes_dls
+    from ctxseg_nb.data.blocks import VALID_SEED, scenes_dls
+    from ctxseg_nb.data.scenes import ContextScenes
     from ctxseg_nb.training.learner import segmentation_learner, steps_shown
     _check_model(model)
+    _train_on(device)
     set_seed(seed, reproducible=True)
     learn = segmentation_learner(scenes_dls(n_train, n_valid, size), model)
     with steps_shown(learn): learn.fit_one_cycle(epochs, 4e-3)
-    _ceilings_beside(_leave(learn, out, (size, size)), learn.model, n_valid, size)
+    _ceilings_beside(_leave(learn, out, (size, size), ContextScenes(n_valid, size, VALID_SEED)), learn.model, n_valid, size)
     print(f'look at {out}/predictions.png and {out}/curves.png; the model is {out}/model.safetensors')
 
 # %% ../nbs/cli.ipynb #95c86f04
@@ -249,6 +269,7 @@ def train(
     channels_last: bool = False,  # channels beside each other in memory
     compile: str = None,      # backend of torch.compile, inductor say
     workers: Workers = 0,     # processes that read pictures beside the training one
+    device: str = 'auto',     # to compute on: auto, cuda, cuda:1, mps or cpu
     recipe: str = None,       # an experiment of a paper, as `ctxseg recipes` lists them
     override: list = None,    # of a recipe: what shall be otherwise, as in backbone=resnet50d epochs=30 crop=320
     start: str = None,        # of a recipe that goes on from another: that one's model.safetensors
@@ -271,13 +292,14 @@ def _check_model(model, backbone='tiny'):
     check_backbone(backbone)
 
 def _train(data, path, model, backbone, weights, epochs, size, bs, lr, opt, head_lr, min_photos, seed, out, resume,
-           precision, accumulate, channels_last, compile, workers):
+           precision, accumulate, channels_last, compile, workers, device):
     from fastai.basics import rank_distrib, set_seed
     from ctxseg_nb.models.backbones import backbone_weights
     from ctxseg_nb.training.checkpoint import Checkpoint
     from ctxseg_nb.training.distributed import distributed
     from ctxseg_nb.training.learner import segmentation_learner, steps_shown
     _check_model(model, backbone)
+    _train_on(device)
     options = backbone_weights(backbone, weights)
     settings = dict(data=data, model=model, backbone=backbone, weights=weights, size=size, bs=bs, opt=opt, head_lr=head_lr, seed=seed,
                     min_photos=min_photos, precision=precision, accumulate=accumulate, channels_last=channels_last, compile=compile)
@@ -286,7 +308,7 @@ def _train(data, path, model, backbone, weights, epochs, size, bs, lr, opt, head
     learn = segmentation_learner(dls, model, backbone, opt=opt, head_lr=head_lr, precision=precision, accumulate=accumulate,
                                  channels_last=channels_last, compile=compile, backbone_options=options)
     with steps_shown(learn), distributed(learn): learn.fit_one_cycle(epochs, lr, cbs=Checkpoint(out, resume=resume, settings=settings))
-    if not rank_distrib(): _print_figures(_leave(learn, out, size))
+    if not rank_distrib(): _print_figures(_leave(learn, out, size, _whole_pictures(data, path, size, min_photos)[0]))
 
 # %% ../nbs/cli.ipynb #a24e1279
 _ENTRIES = dict(data='data', model='model', backbone='backbone', epochs='epochs', size='crop', bs='batch', lr='lr', opt='opt', head_lr='head_lr',
@@ -303,10 +325,11 @@ def _plan(recipe, override, path):
     from ctxseg_nb.analysis.plan import plan
     print(plan(_recipe(recipe, override), path))
 
-def _follow(recipe, override, path, out, seed, resume, start, steps, workers):
+def _follow(recipe, override, path, out, seed, resume, start, steps, workers, device):
     from ctxseg_nb.analysis.compare import surroundings
     from ctxseg_nb.training.follow import follow
     r = _recipe(recipe, override)
+    _train_on(device)
     if not path: raise ValueError(f'--recipe {recipe} needs --path, the folder of the data set {r.data}')
     learn, figures = follow(r, path, out, seed, resume, steps, start, workers, dict(made_with=surroundings()))
     if figures is None: return
@@ -335,12 +358,14 @@ def cifar(
     seed: Seed = 0,         # of weights, order, crops and smoothing factors
     out: Folder = 'cifar',  # folder for model, curves and checkpoint
     resume: bool = False,   # go on from the folder's checkpoint
+    device: str = 'auto',   # to compute on: auto, cuda, cuda:1, mps or cpu
 ):
     "Train a network of EncNet's Table 6 on CIFAR-10"
     from ctxseg_nb.core import write_figure
     from ctxseg_nb.training.cifar import plot_errors, train_cifar
     if not path: raise ValueError('cifar needs --path, the folder that holds cifar-10-batches-py')
     if codes and model != 'encnet': raise ValueError(f'--codes does not apply with --model {model}: only encnet has codewords')
+    _train_on(device)
     train_cifar(path, model, codes or 16, width, epochs, lr, bs, out, seed, resume)
     write_figure(Path(out)/'curves.png', plot_errors({model: Path(out)/'curves.json'}).figure, bbox_inches='tight')
     print(f'look at {out}/curves.png')
@@ -354,6 +379,7 @@ def experiment(
     weights: str = None,      # imagenet, or a safetensors file, where they are needed
     arms: str = None,         # names, as in fcn,gap; all where not given
     out: Folder = 'nbs/results',  # folder of the JSON file
+    device: str = 'auto',     # to compute on: auto, cuda, cuda:1, mps or cpu
 ):
     "Run named comparisons, or what is missing of them"
     return Mode(_experiments, 'with a name') if names else Mode(_list_experiments, 'without a name: the comparisons are listed')
@@ -368,9 +394,10 @@ def _all_experiments():
 def _list_experiments():
     for e in _all_experiments().values(): print(f'{e.name:18}{e.about}; {", ".join(e.arms)}')
 
-def _experiments(names, seeds, path, weights, arms, out):
+def _experiments(names, seeds, path, weights, arms, out, device):
     from ctxseg_nb.analysis.compare import check_experiment, print_results, run_experiment
     _all_experiments()
+    _train_on(device)
     arms, inputs = arms and arms.split(','), {k: v for k, v in dict(path=path, weights=weights).items() if v}
     for name in names: check_experiment(name, arms, inputs)
     for name in names: print_results(run_experiment(name, seeds, out, arms=arms, **inputs))
@@ -380,6 +407,7 @@ def _experiments(names, seeds, path, weights, arms, out):
 def benchmark(
     names: list,               # without one, they are listed
     out: Folder = 'nbs/results',  # folder of the JSON files
+    device: str = None,        # to compute on: auto, cuda, cuda:1, mps or cpu; where each benchmark is made for where not given
 ):
     "Measure speed and memory side by side"
     return Mode(_benchmarks, 'with a name') if names else Mode(_list_benchmarks, 'without a name: the benchmarks are listed')
@@ -388,12 +416,13 @@ def _list_benchmarks():
     from ctxseg_nb.analysis.benchmarks import BENCHMARKS
     for name, f in BENCHMARKS.items(): print(f'{name:14}{f.__doc__}')
 
-def _benchmarks(names, out):
+def _benchmarks(names, out, device):
     from ctxseg_nb.analysis.benchmarks import BENCHMARKS, run_benchmark
     from ctxseg_nb.models.backbones import unknown_name
     for name in names:
         if name not in BENCHMARKS: raise unknown_name('benchmark', name, BENCHMARKS)
-    for name in names: run_benchmark(name, out)
+    options = dict(device=str(_device(device))) if device else {}
+    for name in names: run_benchmark(name, out, **options)
 
 # %% ../nbs/cli.ipynb #37422b62
 def _test_pictures(folder, names=None):
@@ -408,13 +437,14 @@ def _test_pictures(folder, names=None):
     if missing := [n for n in wanted if n not in by_name]: raise ValueError(f'{names}: {len(missing)} of {len(wanted)} pictures are not in {folder}, {missing[0]} first')
     return [by_name[n] for n in wanted]
 
-def _labeller(net, info, size, multiscale, mirror=None):
-    "Picture → labels at its own size; the network sees it at `size`, or as it is"
+def _labeller(net, info, size, multiscale=False, mirror=None):
+    "Picture → labels at its own size. The network sees it at `size`, or as it is; with `multiscale` at six scales and mirrored, through windows of `size`"
     from ctxseg_nb.inference.evaluate import labeller
-    from ctxseg_nb.inference.multiscale import SCALES
-    looks = dict(scales=SCALES, flip=True, crop=size and tuple(size), mirror=mirror) if multiscale else {}
-    if info.get('fixed'): looks |= dict(crop=tuple(info['fixed']), fill=True)
-    return labeller(net, size and max(size), stats=info['stats'], **looks)
+    from ctxseg_nb.inference.multiscale import SCALES, sums_over_positions
+    looks = dict(size=size)
+    if multiscale: looks = dict(base=size and max(size), scales=SCALES, flip=True, crop=size, fill=sums_over_positions(net), mirror=mirror)
+    if info.get('fixed'): looks |= dict(crop=info['fixed'], fill=True)
+    return labeller(net, stats=info['stats'], **looks)
 
 def _submit(label, info, kind, files, out):
     from ctxseg_nb.inference.evaluate import SERVERS, write_submission
@@ -429,13 +459,13 @@ def _check_codes(card, info, model, data):
         raise ValueError(f'{model}: was trained on {len(info["codes"])} other classes ({", ".join(info["codes"][:3])}, ...) than {data} has ({", ".join(card.codes[:3])}, ...)')
 
 def _whole_pictures(data, path, size, min_photos):
-    "Validation pictures with their masks, each at its own size, the card of the data set, and its labels in the mirror or None"
+    "Validation pictures with their masks, each at its own size, and the card of the data set; no other split is needed"
     from ctxseg_nb.data.blocks import VALID_SEED
     from ctxseg_nb.data.scenes import ContextScenes
     from ctxseg_nb.inference.evaluate import read_split
-    if data == 'scenes': return ContextScenes(200, _scene_side(size, path, min_photos), VALID_SEED), ContextScenes.card, None
+    if data == 'scenes': return ContextScenes(200, _scene_side(size, path, min_photos), VALID_SEED), ContextScenes.card
     ds = _open(data, path, min_photos)
-    return read_split(ds), ds.card, getattr(ds, 'mirror', None)
+    return read_split(ds), ds.card
 
 # %% ../nbs/cli.ipynb #c041fabf
 @command
@@ -444,45 +474,40 @@ def evaluate(
     data: str = 'scenes',     # scenes, or a name that `ctxseg data` lists
     path: str = None,         # folder of the data set
     size: Size = None,        # side, or height,width; the size it was trained with where not given
-    bs: Count = 8,            # pictures a batch
     min_photos: CountOrNone = None,  # ccp: as in training
-    multiscale: bool = False, # whole pictures at the full size of their masks, seen at six scales and mirrored, through windows of `size`
+    multiscale: bool = False, # the network sees pictures at six scales and mirrored, through windows of `size`
     out: Folder = None,       # folder for IoU by class (report.csv, report.json, report.png), or for a submission
     submission: Literal['voc', 'ade20k', 'cityscapes'] = None,  # write label files for this server, in place of scoring
     pictures: str = None,     # of a submission: folder of the test pictures
     names: str = None,        # of a submission: file with the names of the test pictures; all in the folder where not given
     trust: bool = False,      # read a .pt2 file as the model; reading one executes code that may be in it
+    device: str = 'auto',     # to compute on: auto, cuda, cuda:1, mps or cpu
 ):
-    "Score a model on the validation pictures of a data set, or label test pictures for a server"
+    "Score a model on the validation pictures of a data set, at the full size of their masks, or label test pictures for a server"
     of_submissions = {name: 'it belongs to --submission' for name in ('pictures', 'names')}
     if submission: return Mode(_label_pictures, 'with --submission')
-    return Mode(_score_whole, 'with --multiscale', of_submissions) if multiscale else Mode(_score, 'without --submission', of_submissions)
+    return Mode(_score, 'without --submission', of_submissions)
 
 # %% ../nbs/cli.ipynb #5e0c1a09
-def _load(model, size, trust):
-    "Network, what is known about it, and the size at which it sees pictures"
-    from ctxseg_nb.inference.export import load_exported
+def _load(model, size, trust, device):
+    "Network on a device, what is known about it, and the size at which it sees pictures"
+    from ctxseg_nb.inference.export import Exported, load_exported
     net, info = load_exported(model, trust)
-    return net, info, size or info['size']
+    if isinstance(net, Exported) and device != 'auto' and _device(device).type != 'cpu':
+        raise ValueError(f'--device {device}: {model} is an exported graph, which computes on the CPU')
+    return net.to(_device(device)), info, size or info['size']
 
-def _label_pictures(model, size, multiscale, out, submission, pictures, names, trust):
+def _label_pictures(model, size, multiscale, out, submission, pictures, names, trust, device):
     files = _test_pictures(pictures, names)
-    net, info, size = _load(model, size, trust)
+    net, info, size = _load(model, size, trust, device)
     _submit(_labeller(net, info, size, multiscale), info, submission, files, out or submission)
 
-def _score_whole(model, data, path, size, min_photos, out, trust):
+def _score(model, data, path, size, min_photos, multiscale, out, trust, device):
     from ctxseg_nb.inference.evaluate import evaluate_pictures
-    net, info, size = _load(model, size, trust)
-    items, card, mirror = _whole_pictures(data, path, size or (96, 96), min_photos)
+    net, info, size = _load(model, size, trust, device)
+    items, card = _whole_pictures(data, path, size or (96, 96), min_photos)
     _check_codes(card, info, model, data)
-    _report(evaluate_pictures(_labeller(net, info, size, True, mirror), items, card.n_classes), card, out)
-
-def _score(model, data, path, size, bs, min_photos, out, trust):
-    from ctxseg_nb.analysis.experiments import count_validation
-    net, info, size = _load(model, size, trust)
-    dls = _dls(data, path, size or (96, 96), bs, min_photos)
-    _check_codes(dls.card, info, model, data)
-    _report(count_validation(net, dls), dls.card, out)
+    _report(evaluate_pictures(_labeller(net, info, size, multiscale, card.mirror), items, card.n_classes), card, out)
 
 def _report(counts, card, out):
     from ctxseg_nb.inference.evaluate import figures_of, mean_iou_of, write_report
@@ -499,17 +524,19 @@ def predict(
     out: Folder = 'predictions', # folder
     size: Size = None,           # the network sees the picture at this size: side, or height,width; the trained one where not given
     trust: bool = False,         # read a .pt2 file as the model; reading one executes code that may be in it
+    device: str = 'auto',        # to compute on: auto, cuda, cuda:1, mps or cpu
 ):
     "Segment pictures; one that cannot be read is named and left out"
     from ctxseg_nb.data.datasets import load_image
     files, faults = _picture_files(images)
-    net, info, size = _load(model, size, trust)
+    net, info, size = _load(model, size, trust, device)
+    label = _labeller(net, info, size)
     names = _free_names(files, Path(out))
     for file, name in zip(files, names):
         try: image = load_image(file)
         except (OSError, ValueError) as e: faults.append(str(e))
         else:
-            _write_prediction(image, _segment(net, image, size, info['stats']), info, Path(out)/name)
+            _write_prediction(image, label(image), info, Path(out)/name)
             print(f'{file} -> {out}/{name}.png, {out}/{name}-overlay.png', flush=True)
     if faults: raise LeftOut(faults)
 
@@ -556,16 +583,6 @@ def _free_names(files, out):
     return names
 
 # %% ../nbs/cli.ipynb #53452165
-def _segment(net, image, size, stats):
-    "(H, W) uint8 labels of an (H, W, 3) picture that the network sees at `size`"
-    import numpy as np, torch, torch.nn.functional as F
-    x = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()/255
-    mean, std = (torch.tensor(s).view(3, 1, 1) for s in stats)
-    x = (F.interpolate(x, tuple(size), mode='bilinear', antialias=True) if size else x).sub(mean).div(std)
-    with torch.inference_mode(): logits = F.interpolate(net.eval()(x), image.shape[:2], mode='bilinear', align_corners=False)
-    if not logits.isfinite().all(): raise ValueError('the model gives scores that are inf or nan; expected finite ones')
-    return logits[0].argmax(0).numpy().astype(np.uint8)
-
 def _write_prediction(image, labels, info, base):
     import numpy as np
     from PIL import Image

@@ -19,8 +19,9 @@ except ImportError: fcntl = None  # Windows, where nothing keeps two writers of 
 # %% auto #0
 __all__ = ['IGNORE', 'IMAGENET_STATS', 'VOID_COLOUR', 'LOG_ZERO', 'check_n_classes', 'Card', 'palette', 'colorize', 'show_rows',
            'legend', 'atomic_write', 'write_json', 'write_figure', 'check_labels', 'check_options', 'progress',
-           'can_check_values', 'finite_scores', 'check_positive', 'check_share', 'plain', 'at_least_float32',
-           'highest_precision', 'full_precision', 'shared_mean', 'checksum', 'real_data', 'keep_memory']
+           'can_check_values', 'finite_scores', 'labels_of', 'check_positive', 'check_share', 'plain',
+           'at_least_float32', 'highest_precision', 'full_precision', 'default_device', 'shared_mean', 'checksum',
+           'real_data', 'keep_memory']
 
 # %% ../nbs/00_core.ipynb #290a87b6
 IGNORE = 255  # label of void pixels, in every mask of this library
@@ -44,6 +45,7 @@ class Card:
     palette: np.ndarray = None  # (K, 3) uint8 colours, read-only; `palette(K)` where not given
     background: int | None = None  # label that papers leave out of the mean, if any
     groups: dict[str, tuple[int, ...]] = field(default_factory=dict)  # labels that are scored apart
+    mirror: tuple[int, ...] | None = None  # (K,) the label that each label has in a mirror; the same where not given
 
     def __post_init__(self):
         check_n_classes(len(self.codes), self.name)
@@ -210,9 +212,10 @@ def check_options(
     what: str,       # whose options they are, for the error
     f: Callable,     # takes them
     options: dict,   # name → value
+    n_given: int = 0,  # arguments of `f` before the options
 ) -> None:
     "Raise `ValueError` for an option that `f` does not take"
-    takes = inspect.signature(f).parameters
+    takes = dict(list(inspect.signature(f).parameters.items())[n_given:])
     wrong = [name for name in options if name not in takes]
     if wrong and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
         raise ValueError(f'{what} has no option {wrong[0]!r}; there are {", ".join(takes) or "none"}')
@@ -248,6 +251,15 @@ def finite_scores(
             raise ValueError(f'{name}: expected finite scores, or -inf for a probability of 0, found {high}')
         if low >= LOG_ZERO: return scores
     return scores.clamp(min=max(LOG_ZERO, torch.finfo(scores.dtype).min))
+
+# %% ../nbs/00_core.ipynb #5c1d9a70
+def labels_of(
+    scores: torch.Tensor,  # (B, K, ...) floating: logits, probabilities or their logarithms
+) -> torch.Tensor:  # (B, ...) long
+    "The class with the largest score. Raises `ValueError` where that score is not finite; -inf for other classes is allowed"
+    best, labels = scores.max(1)   # nan is larger than every number
+    if not best.isfinite().all(): raise ValueError(f'scores: expected finite ones, found {int((~best.isfinite()).sum())} of {best.numel()} places where the largest is nan or infinite')
+    return labels
 
 # %% ../nbs/00_core.ipynb #5b6c1e06
 def check_positive(
@@ -293,6 +305,18 @@ def full_precision(
     "Leave autocast"
     kind = x.device.type
     return torch.autocast(kind if torch.amp.is_autocast_available(kind) else 'cpu', enabled=False)
+
+# %% ../nbs/00_core.ipynb #7be0a511
+def default_device(
+    name: str = 'auto',  # cpu, cuda, cuda:1 for the second GPU, or mps; auto: the first of cuda, mps and cpu that the machine has
+) -> torch.device:
+    "The device to compute on. Raises `ValueError` for an unknown name, and for a device that this machine does not have"
+    found = dict(cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available()), cpu=1)
+    if name == 'auto': name = next(kind for kind, n in found.items() if n)
+    kind, _, index = name.partition(':')
+    if kind not in found or (':' in name and not index.isdecimal()): raise ValueError(f"device: expected auto, cuda, cuda:0, mps or cpu, found '{name}'")
+    if int(index or 0) >= found[kind]: raise ValueError(f"device: this machine has no '{name}', it has {', '.join(kind for kind, n in found.items() if n)}")
+    return torch.device(name)
 
 # %% ../nbs/00_core.ipynb #39d27544
 def shared_mean(

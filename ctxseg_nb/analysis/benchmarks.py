@@ -4,13 +4,13 @@
 
 # %% ../../nbs/analysis/53_benchmarks.ipynb #c1b566b1
 from __future__ import annotations
-import subprocess, sys, time
+import inspect, subprocess, sys, time
 from pathlib import Path
 from statistics import median
 from typing import Callable
 import torch
 from .compare import surroundings
-from ..core import keep_memory, progress, write_json
+from ..core import default_device, keep_memory, progress, write_json
 from ..crf.guided import guided_filter
 from ..inference.multiscale import predict_multiscale
 from ..models.backbones import unknown_name
@@ -251,9 +251,10 @@ def windows_benchmark(
     bs: int = 16,     # windows in a batch
     n: int = 2,       # pictures a measurement
     rounds: int = 5,  # pairs of measurements
+    device: str = 'auto',  # as `default_device` knows it
 ) -> dict[str, float]:  # of `side_by_side`: a one window at a time, b in batches
     "One scale and its mirror in windows, one at a time and in batches"
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    device = default_device(device)
     net, x = create_model(model, n_classes, backbone).to(device).eval(), torch.randn(3, *size, device=device)
     keep_memory()
     def way(bs): return lambda: seconds_of(lambda: predict_multiscale(net, x, (1,), crop, bs=bs), n, warmup=1)
@@ -267,24 +268,27 @@ def images_per_second(
     size: int = 480,  # side of the crops, pixels
     bs: int = 16,     # crops a step
     n: int = 10,      # steps that are timed
+    device: str = 'auto',  # as `default_device` knows it
     **options,        # to `create_model`
 ) -> float:  # images/s
     "Crops that a model trains on in a second: forward, loss, backward and a step of SGD"
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    device = default_device(device)
     net = create_model(model, n_classes, backbone, **options).to(device, memory_format=torch.channels_last).train()
     loss, opt = SegmentationLoss(net.loss_parts), torch.optim.SGD(net.parameters(), 1e-3, .9)
     x = torch.randn(bs, 3, size, size, device=device).to(memory_format=torch.channels_last)
     y = torch.randint(n_classes, (bs, size, size), device=device)
     def step():
         opt.zero_grad()
-        with torch.autocast(device, torch.bfloat16, enabled=device == 'cuda'): out = net(x)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == 'cuda'): out = net(x)
         loss(out, y).backward(); opt.step()
     return bs/seconds_of(step, n)
 
 # %% ../../nbs/analysis/53_benchmarks.ipynb #4db0c6a9
-def speed_benchmark():
+def speed_benchmark(
+    device: str = 'auto',  # as `default_device` knows it
+) -> dict[str, float]:  # images/s
     "Crops of 480×480 a second, in training, of FCN, EncNet, CFNet and MCIBI on ResNet-50d"
-    return {f'{m}_images_per_second': images_per_second(m) for m in progress(('fcn', 'encnet', 'cfnet', 'mcibi'), 'models')}
+    return {f'{m}_images_per_second': images_per_second(m, device=device) for m in progress(('fcn', 'encnet', 'cfnet', 'mcibi'), 'models')}
 
 BENCHMARKS = dict(memory=memory_benchmark, encoding=encoding_benchmark, cooccurrence=cooccurrence_benchmark, update=update_benchmark, pairs=pairs_benchmark, guided=guided_benchmark, windows=windows_benchmark, speed=speed_benchmark)
 
@@ -293,8 +297,10 @@ def run_benchmark(
     out: str | Path = 'nbs/results',  # folder of the JSON file
     **options,  # to its function
 ) -> dict:  # what it found, 'about' and 'made_with'
-    "Run a benchmark, print and store its result. Raises `ValueError` for an unknown name"
+    "Run a benchmark, print and store its result. Raises `ValueError` for an unknown name, and a device for one that has no choice"
     if name not in BENCHMARKS: raise unknown_name('benchmark', name, BENCHMARKS)
+    takes = inspect.signature(BENCHMARKS[name]).parameters
+    if not {'device', 'options'} & set(takes) and options.pop('device', 'cpu') != 'cpu': raise ValueError(f'benchmark {name}: computes on the CPU only')
     found = {k: float(f'{v:.4g}') for k, v in BENCHMARKS[name](**options).items()}
     found |= dict(about=BENCHMARKS[name].__doc__, options=options, made_with=surroundings())
     write_json(Path(out)/f'benchmark-{name}.json', found)

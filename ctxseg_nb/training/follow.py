@@ -22,7 +22,7 @@ from ..data.blocks import dataset_dls
 from ..data.datasets import open_dataset
 from ..data.transforms import Augment
 from ..inference.ensemble import LearnToCombine, cached_candidates, candidates, combine
-from ..inference.multiscale import eval_mode, predict_multiscale
+from ..inference.multiscale import eval_mode, predict_looks
 from ..models.backbones import BACKBONES, backbone_weights, create_backbone, load_tensors, read_tensors
 from ..models.deepcrf import deepcrf
 
@@ -98,7 +98,8 @@ def _learn(r, learn, out, resume, steps, settings):
     epochs = r.epochs if steps is None else -(-steps//(len(learn.dls.train_ds)//r.batch))
     cbs = [Checkpoint(out, resume=resume, settings=settings)] + ([] if steps is None else [StopAfter(steps)])
     if r.portion: cbs.append(AsynchronousPairs(r.lr*r.head_lr, r.mom, r.wd, r.portion))
-    with steps_shown(learn), distributed(learn): getattr(learn, _SCHEDULES[r.schedule])(epochs, r.lr, cbs=cbs)
+    options = dict(moms=(r.mom,)*3) if r.schedule == 'cycle' else {}   # fastai's cycle would vary the momentum
+    with steps_shown(learn), distributed(learn): getattr(learn, _SCHEDULES[r.schedule])(epochs, r.lr, cbs=cbs, **options)
 
 # %% ../../nbs/training/39_follow.ipynb #69a811c7
 _FIELDS = 'printed', 'pairwise'  # refinements that have weights to fit
@@ -112,22 +113,24 @@ def recipe_dls(
 ) -> DataLoaders:
     "The pictures of a recipe"
     ds = open_dataset(r.data, path, **r.data_options)
-    mirror, splits = getattr(ds, 'mirror', None), (r.train if _learns(r) else r.valid, r.valid)
-    augment = Augment(r.crop, r.scale, r.rotate, r.flip, r.jitter, mirror=mirror)
-    dls = dataset_dls(ds, bs=r.batch, splits=splits, augment=augment, num_workers=workers)
-    dls.mirror = mirror
-    return dls
+    splits = r.train if _learns(r) else r.valid, r.valid
+    augment = Augment(r.crop, r.scale, r.rotate, r.flip, r.jitter, mirror=ds.card.mirror)
+    return dataset_dls(ds, bs=r.batch, splits=splits, augment=augment, num_workers=workers)
 
 # %% ../../nbs/training/39_follow.ipynb #da1a2445
-def _look(r, model, x, how, mirror=None):
+def _looks(r, mirror):
+    "How a recipe looks at any picture, as options of `predict_looks` and `candidates`"
+    return dict(scales=r.scales, flip=r.mirrors, size=r.side, crop=r.crop if r.windows else None, fill=r.windows, mirror=mirror)
+
+def _scores(r, model, x, how, mirror=None):
     "Scores (1, K, H, W) of a picture (1, 3, H, W), and of the classes' presence (1, K) or None"
-    if r.combine not in ('prob', 'logit'):
-        s, g = candidates(model, x, r.scales, r.mirrors)
-        return how(s) if callable(how) else combine(s, how), None if g is None else combine(g)
-    size, x = x.shape[-2:], F.interpolate(x, r.side, mode='bilinear', antialias=True) if isinstance(r.side, tuple) else x
-    scales = [s*r.side/min(size) for s in r.scales] if isinstance(r.side, int) else r.scales
-    s = predict_multiscale(model, x, scales, r.crop if r.windows else None, flip=r.mirrors, average=r.combine, mirror=mirror)
-    return upsample(s if r.combine == 'logit' else s.clamp(min=1e-30).log(), size), None
+    if r.combine in ('prob', 'logit'):
+        s, g = predict_looks(model, x, average=r.combine, **_looks(r, mirror))
+        s = s[0] if r.combine == 'logit' else s[0].clamp(min=1e-30).log()
+    else:
+        s, g = candidates(model, x, **_looks(r, mirror))
+        s = how(s) if callable(how) else combine(s, how)
+    return s, None if g is None else combine(g)
 
 # %% ../../nbs/training/39_follow.ipynb #20543fb2
 PHOTO_CRF = dict(theta_alpha=80., theta_beta=13., theta_gamma=3., w_bilateral=10., w_spatial=3.)  # of Krähenbühl & Koltun's example
@@ -141,7 +144,7 @@ def _weights_of_looks(r, model, dls, out):
     some = [items[i] for i in np.linspace(0, len(items) - 1, min(_SAMPLE, len(items))).round().astype(int)]
     pairs = ((x[0], y[0]) for x, y in _plain(dls.test_dl(some, with_labels=True, bs=1)))
     how = LearnToCombine(len(r.scales)*(1 + r.mirrors), dls.card.n_classes).to(dls.device)
-    how.fit(cached_candidates(model, pairs, out/'candidates', r.scales, r.mirrors))
+    how.fit(cached_candidates(model, pairs, out/'candidates', **_looks(r, dls.card.mirror)))
     return how.requires_grad_(False)
 
 # %% ../../nbs/training/39_follow.ipynb #cec804e4
@@ -167,11 +170,12 @@ def score(
     steps: int | None = None,  # of the field's training; all where not given
 ) -> tuple[dict, dict]:  # figures; numbers that were learnt for scoring
     "Score a network on the validation pictures as the recipe does"
+    model.to(dls.device)
     how = _weights_of_looks(r, model, dls, Path(out)) if r.combine == 'learnt' else r.combine
     sharpen, K, cm = _sharpener(r, model, dls, steps), dls.card.n_classes, 0
     with torch.no_grad(), eval_mode(model):
         for x, y in progress(_plain(dls.valid), 'batches scored', len(dls.valid)):
-            s, g = _look(r, model.to(x.device), x, how, getattr(dls, 'mirror', None))
+            s, g = _scores(r, model, x, how, dls.card.mirror)
             s = sharpen(s, x, g)
             cm = cm + confusion_matrix(oracle_classes(s, y) if r.oracle else s, y, K)
     figures = dict(miou=mean_iou(cm, background=dls.card.background), pixel_acc=pixel_accuracy(cm), mean_acc=mean_accuracy(cm))
