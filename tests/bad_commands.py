@@ -88,7 +88,7 @@ train --data camvid --path {rgbmask} --bs 2 | 1.png; expected one channel of 8-b
 train --data camvid --path {cutimage} --bs 2 | 1.png is not a readable image
 train --data camvid --path {cutmask} --bs 2 | 1.png is not a readable mask
 train --data camvid --path {pipeimage} --bs 2 | 1.png is not a readable image; pipe
-train --data camvid --path {void} --bs 2 | void only
+train --data camvid --path {void} --bs 2 | of void
 train --data camvid --path {camvid} --bs 64 | 2 training; batch of 64
 train --data camvid --path {camvid} --bs 1000000 | 2 training; batch of 1000000
 train --data ccp --path {camvid} | ClothingCoParsing: no class names at

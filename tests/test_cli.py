@@ -289,7 +289,7 @@ def test_void_everywhere(tmp_path):
     "No labelled pixel to learn from is an error; none to score on is said, and is null in the JSON file"
     words = '--size', 16, '--bs', 2, '--epochs', 1, '--out', tmp_path/'o'
     code, out, err = run('train', '--data', 'camvid', '--path', camvid(tmp_path/'c', labels=dict(train=11, val=3)), *words)
-    assert code == 2 and err.count('\n') == 1 and 'void only' in err and not (tmp_path/'o').exists()
+    assert code == 2 and err.count('\n') == 1 and 'void' in err and not (tmp_path/'o').exists()
     code, out, err = run('train', '--data', 'camvid', '--path', camvid(tmp_path/'d', labels=dict(train=3, val=11)), *words)
     assert code == 0 and 'no pixel with a label' in out
     assert json.loads((tmp_path/'o'/'results.json').read_text(), parse_constant=pytest.fail)['figures']['miou'] is None

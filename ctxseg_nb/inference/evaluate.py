@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from ..core import IGNORE, IMAGENET_STATS, Card, atomic_write, check_labels, check_n_classes, keep_memory, labels_of, write_figure, write_json
+from ..core import IGNORE, IMAGENET_STATS, Card, atomic_write, check_labels, check_n_classes, keep_memory, labels_of, progress, write_figure, write_json
 from ..data.datasets import check_mask, load_image, load_mask
 from ..data.pascal import voc_palette
 from .multiscale import predict_multiscale
