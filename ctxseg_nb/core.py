@@ -20,8 +20,8 @@ except ImportError: fcntl = None  # Windows, where nothing keeps two writers of 
 __all__ = ['IGNORE', 'IMAGENET_STATS', 'VOID_COLOUR', 'LOG_ZERO', 'check_n_classes', 'Card', 'palette', 'colorize', 'show_rows',
            'legend', 'atomic_write', 'write_json', 'write_figure', 'check_labels', 'check_options', 'progress',
            'can_check_values', 'finite_scores', 'labels_of', 'check_positive', 'check_share', 'plain',
-           'at_least_float32', 'highest_precision', 'full_precision', 'default_device', 'shared_mean', 'checksum',
-           'real_data', 'keep_memory']
+           'at_least_float32', 'highest_precision', 'full_precision', 'default_device', 'shared_mean', 'place_in_batch',
+           'shared_generator', 'checksum', 'real_data', 'keep_memory']
 
 # %% ../nbs/00_core.ipynb #290a87b6
 IGNORE = 255  # label of void pixels, in every mask of this library
@@ -330,6 +330,28 @@ def shared_mean(
         count = count/dist.get_world_size()
     count = count.to(total.dtype)
     return total/(count + (count == 0))
+
+# %% ../nbs/00_core.ipynb #a7e31f06
+def place_in_batch(
+    n: int,       # items of this rank
+    device=None,  # on which the ranks exchange tensors
+) -> tuple[int, int]:  # where its items begin among those of all ranks; how many all have
+    "The place of a rank's items in the batch of all ranks. All ranks must call this together"
+    if not (dist.is_available() and dist.is_initialized()): return 0, n
+    sizes = torch.zeros(dist.get_world_size(), dtype=torch.long, device=device)
+    sizes[dist.get_rank()] = n
+    dist.all_reduce(sizes)
+    return sizes[:dist.get_rank()].sum().item(), sizes.sum().item()
+
+def shared_generator(
+    device=None,  # of what is drawn
+) -> torch.Generator:
+    "A random generator in the same state on all ranks, seeded by the next random number of rank 0. All ranks must call this together"
+    seed = torch.randint(2**62, ())
+    if dist.is_available() and dist.is_initialized():
+        seed = seed.to(device)
+        dist.broadcast(seed, 0)
+    return torch.Generator(device or 'cpu').manual_seed(seed.item())
 
 # %% ../nbs/00_core.ipynb #b29d3be9
 def checksum(
