@@ -192,10 +192,10 @@ def _facts(
     learn,  # `Learner`, before its first step
 ) -> dict:  # name → value
     "What a learner knows of all that decides its run"
-    return _as_json({'epochs': learn.n_epoch, 'batches an epoch': len(learn.dls.train), 'processes': num_distrib() or 1,
-                     'data set': getattr(getattr(learn.dls, 'card', None), 'name', None)} | _model_facts(get_model(learn.model)) |
-                    _loss_facts(learn.loss_func) | _optimiser_facts(learn) | _callback_facts(learn) | {'callbacks with notes': sorted(_stateful(learn))} |
-                    _loader_facts('training', learn.dls.train) | _loader_facts('validation', learn.dls.valid))
+    own = {'epochs': learn.n_epoch, 'processes': num_distrib() or 1, 'data set': getattr(getattr(learn.dls, 'card', None), 'name', None)}
+    data = _loader_facts('training', learn.dls.train) | _loader_facts('validation', learn.dls.valid) | {'batches an epoch': len(learn.dls.train)}
+    return _as_json(own | data | _model_facts(get_model(learn.model)) | _loss_facts(learn.loss_func) | _optimiser_facts(learn) |
+                    _callback_facts(learn) | {'callbacks with notes': sorted(_stateful(learn))})
 
 # %% ../../nbs/training/32_checkpoint.ipynb #93e0d75a
 def _compare(
