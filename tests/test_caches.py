@@ -203,6 +203,14 @@ def test_scenes_cannot_be_changed_for_the_next_loaders():
     for loaders in (dls, fresh()): assert all(torch.equal(a, b) for a, b in zip(before, loaders.train.one_batch()))
 
 
+@pytest.mark.parametrize('name', sorted(known_datasets()))
+def test_what_all_data_sets_of_a_class_share_is_read_only(name):
+    for key in ('table', 'card'):
+        shared = getattr(known_datasets()[name], key, None)
+        array = shared.palette if isinstance(shared, Card) else shared
+        assert array is None or not array.flags.writeable
+
+
 def test_cards_are_equal_by_content():
     make = lambda **changed: Card(**(dict(name='n', codes=('a', 'b'), palette=np.eye(2, 3), background=0, groups=dict(g=(1,))) | changed))
     card = make()

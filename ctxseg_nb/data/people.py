@@ -10,7 +10,7 @@ import numpy as np
 from ..core import Card
 from .datasets import SegDataset, load_mask, register_dataset
 from .miniature import little_pair, miniature
-from .scenery import _names
+from .scenery import _names, _table
 
 # %% auto #0
 __all__ = ['LIP', 'CIHP']
@@ -37,7 +37,7 @@ def _unpacked(folder):
 class _People(SegDataset):
     "Parts of people, 0 to 19; a subclass says where the folder of the pictures, that of the masks and the list of a split are"
     n_labels, splits = 20, ('train', 'val')
-    table = np.arange(256, dtype=np.uint8)
+    table = _table(range(20))
 
     def _pairs(self, name):
         images, masks, names = self._places(name)

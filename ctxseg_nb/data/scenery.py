@@ -34,9 +34,10 @@ def _number(file, text):
 
 # %% ../../nbs/data/07_scenery.ipynb #fe362f3f
 def _table(ids):
-    "(256,) table of labels: `ids[k]` is class k, all others are void"
+    "(256,) table of labels: `ids[k]` is class k, all others are void. Read-only: all data sets of a class share it"
     table = np.full(256, IGNORE, np.uint8)
     table[np.asarray(ids)] = range(len(ids))
+    table.flags.writeable = False
     return table
 
 # %% ../../nbs/data/07_scenery.ipynb #dfd15926
