@@ -242,7 +242,7 @@ def _load_onnx(path):
     except Exception as e: raise ValueError(f'{path}: expected an ONNX file, found a truncated or other one ({_reason(e)})') from e
     _check_whole(proto, path)
     try: session = _onnx_session(data)
-    except Exception as e: raise ValueError(f'{path}: ONNX Runtime cannot run it ({_reason(e)})') from e
+    except Exception as e: raise ValueError(f'{path}: expected an ONNX file that ONNX Runtime can run ({_reason(e)})') from e
     return _runner(session), session.get_modelmeta().custom_metadata_map.get(_KEY), session.get_outputs()[0].shape[1:2]
 
 def _load_program(path):
