@@ -2,8 +2,23 @@
 import numpy as np, pytest, torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
-from ctxseg_nb import cli
-from ctxseg_nb.core import IGNORE, default_device
+from ctxseg_nb.core import IGNORE, IMAGENET_STATS, default_device
+from ctxseg_nb.crf.dense import DenseCRF, boundary_band
+from ctxseg_nb.crf.graph import mean_field, range_box_edges
+from ctxseg_nb.crf.guided import GuidanceCRF, guided_filter
+from ctxseg_nb.analysis.experiments import Tint
+from ctxseg_nb.analysis.frozen import OnFeatures, presence_scores, score_features, train_head
+from ctxseg_nb.analysis.random_fields import after_dense
+from ctxseg_nb.inference.ensemble import LearnToCombine, candidates
+from ctxseg_nb.inference.evaluate import image_counts, labeller
+from ctxseg_nb.inference.multiscale import predict_multiscale
+from ctxseg_nb.models.guidance import WithField, oracle_classes
+from ctxseg_nb.models.memory import FeatureMemory
+from ctxseg_nb.models.segmentor import create_model, known_models, tell_progress
+from ctxseg_nb.training.losses import SegmentationLoss
+from ctxseg_nb.training.metrics import calibration_error, confusion_matrix, mean_iou, reliability
+
+MODELS, K = sorted(known_models()), 4
 
 ELSEWHERE = torch.device('fpga:0')  # a type of device that PyTorch knows by name and that no machine has
 
@@ -58,3 +73,76 @@ def test_the_second_device_is_one():
         with pytest.raises(RuntimeError, match='two devices'): x + torch.ones(3)
         with pytest.raises(RuntimeError, match='two devices'): torch.cat([torch.ones(2, 3), x])
         with pytest.raises(TypeError): x.numpy()
+
+
+def images(*size): return there(torch.randn(2, 3, *size))
+
+
+def masks(*size):
+    y = torch.randint(K, (2, *size))
+    y[:, :3] = IGNORE
+    return there(y)
+
+
+@pytest.mark.parametrize('aux', [False, True])
+@pytest.mark.parametrize('name', MODELS)
+def test_models_and_their_losses(name, aux):
+    model = there(create_model(name, K, aux=aux).train())
+    loss = there(SegmentationLoss(model.loss_parts, torch.ones(K)))
+    with SecondDevice(), torch.set_grad_enabled(name != 'deepcrf'):   # checkpointing asks PyTorch for a module of the device
+        x, y = images(33, 47), masks(33, 47)
+        for t in (0., .5):   # the memory is updated by the second batch
+            tell_progress(model, t)
+            assert is_elsewhere(loss(model(x), y))
+        assert is_elsewhere(model.eval()(x))
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_many_looks(name):
+    model = there(create_model(name, K).eval())
+    with SecondDevice():
+        x, how = images(20, 27), dict(scales=(.5, 1.5), mirror=(1, 0, 2, 3), crop=16, fill=True)
+        assert is_elsewhere(predict_multiscale(model, x, **how))
+        scores, presence = candidates(model, x, **how)
+        assert is_elsewhere(scores) and (presence is None or is_elsewhere(presence))
+        assert labeller(model)(np.zeros((9, 12, 3), np.uint8)).shape == (9, 12)
+
+
+def test_weights_of_looks():
+    how = there(LearnToCombine(2, K))
+    with SecondDevice():
+        scores, y = there(torch.randn(2, 1, K, 5, 6).log_softmax(2)), there(torch.randint(K, (1, 5, 6)))
+        assert is_elsewhere(how(scores))
+
+
+def test_metrics():
+    with SecondDevice():
+        scores, y = there(torch.randn(2, K, 9, 12)), masks(9, 12)
+        cm = confusion_matrix(scores, y, K)
+        assert is_elsewhere(cm) and is_elsewhere(mean_iou(cm, background=0)) and is_elsewhere(calibration_error(reliability(scores.softmax(1), y)))
+        assert is_elsewhere(image_counts(scores.argmax(1), y, K)) and is_elsewhere(oracle_classes(scores, y)) and is_elsewhere(boundary_band(y))
+
+
+def test_dense_and_guided_fields():
+    dense, field = there(DenseCRF(theta_alpha=8., theta_beta=10., theta_gamma=2.)), there(GuidanceCRF(3))
+    with SecondDevice():
+        scores, picture = there(torch.randn(1, K, 12, 17)), there(255*torch.rand(1, 3, 12, 17))
+        assert is_elsewhere(dense(scores, picture))
+        for form in ('printed', 'pairwise'):
+            field = there(GuidanceCRF(3, form=form))
+            assert is_elsewhere(field(scores, picture/255, there(torch.randn(1, K))))
+        assert is_elsewhere(guided_filter(picture/255, scores, 2, 1e-3))
+        assert is_elsewhere(after_dense(lambda x: there(torch.randn(1, K, 12, 17)), theta_alpha=8., theta_beta=10., theta_gamma=2.)(images(12, 17)[:1]))
+
+
+def test_a_guided_model_with_its_field():
+    model = there(WithField(create_model('guided', K, width=8, fc=8, joint=8), GuidanceCRF(3)).train())
+    loss = there(SegmentationLoss(model.loss_parts))
+    with SecondDevice():
+        x, y = images(24, 33), masks(24, 33)
+        assert is_elsewhere(loss(model(x), y)) and is_elsewhere(model.eval()(x))
+
+
+def test_another_light():
+    light = there(Tint((40, 5, -40)))
+    with SecondDevice(): assert is_elsewhere(light(images(4, 5)))
