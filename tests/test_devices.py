@@ -2,18 +2,16 @@
 import numpy as np, pytest, torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
-from ctxseg_nb.core import IGNORE, IMAGENET_STATS, default_device
+from ctxseg_nb.core import IGNORE, default_device
 from ctxseg_nb.crf.dense import DenseCRF, boundary_band
-from ctxseg_nb.crf.graph import mean_field, range_box_edges
 from ctxseg_nb.crf.guided import GuidanceCRF, guided_filter
 from ctxseg_nb.analysis.experiments import Tint
-from ctxseg_nb.analysis.frozen import OnFeatures, presence_scores, score_features, train_head
-from ctxseg_nb.analysis.random_fields import after_dense
+from ctxseg_nb.analysis.frozen import OnFeatures, presence_scores, score_features
+from ctxseg_nb.analysis.random_fields import DENSE, after_dense
 from ctxseg_nb.inference.ensemble import LearnToCombine, candidates
 from ctxseg_nb.inference.evaluate import image_counts, labeller
 from ctxseg_nb.inference.multiscale import predict_multiscale
 from ctxseg_nb.models.guidance import WithField, oracle_classes
-from ctxseg_nb.models.memory import FeatureMemory
 from ctxseg_nb.models.segmentor import create_model, known_models, tell_progress
 from ctxseg_nb.training.losses import SegmentationLoss
 from ctxseg_nb.training.metrics import calibration_error, confusion_matrix, mean_iou, reliability
@@ -124,7 +122,7 @@ def test_metrics():
 
 
 def test_dense_and_guided_fields():
-    dense, field = there(DenseCRF(theta_alpha=8., theta_beta=10., theta_gamma=2.)), there(GuidanceCRF(3))
+    dense, field = there(DenseCRF(**DENSE)), there(GuidanceCRF(3))
     with SecondDevice():
         scores, picture = there(torch.randn(1, K, 12, 17)), there(255*torch.rand(1, 3, 12, 17))
         assert is_elsewhere(dense(scores, picture))
@@ -132,7 +130,7 @@ def test_dense_and_guided_fields():
             field = there(GuidanceCRF(3, form=form))
             assert is_elsewhere(field(scores, picture/255, there(torch.randn(1, K))))
         assert is_elsewhere(guided_filter(picture/255, scores, 2, 1e-3))
-        assert is_elsewhere(after_dense(lambda x: there(torch.randn(1, K, 12, 17)), theta_alpha=8., theta_beta=10., theta_gamma=2.)(images(12, 17)[:1]))
+        assert is_elsewhere(after_dense(lambda x: there(torch.randn(1, K, 12, 17)), **DENSE)(images(12, 17)[:1]))
 
 
 def test_a_guided_model_with_its_field():
@@ -146,3 +144,18 @@ def test_a_guided_model_with_its_field():
 def test_another_light():
     light = there(Tint((40, 5, -40)))
     with SecondDevice(): assert is_elsewhere(light(images(4, 5)))
+
+
+def test_heads_on_stored_features():
+    net = there(OnFeatures(create_model('encnet', K, 'squeezenet1_0', stage3=False), (16, 24)))
+    maps, labels = np.zeros((3, 2, 512, 2, 3), np.float16), np.zeros((3, 16, 24), np.uint8)
+    with SecondDevice():
+        assert score_features(net, maps, labels, K).shape == (3, K, 3) and presence_scores(net, maps).device.type == 'cpu'
+
+
+def test_default_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
+    assert [default_device(n).type for n in ('auto', 'cpu', 'mps')] == ['mps', 'cpu', 'mps']
+    for name, says in (('cuda', "no 'cuda', it has mps, cpu"), ('tpu', "found 'tpu'"), ('cpu:1', "no 'cpu:1'"), ('cuda:x', 'expected auto')):
+        with pytest.raises(ValueError, match=says): default_device(name)

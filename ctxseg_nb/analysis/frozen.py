@@ -10,15 +10,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import fastai.callback.progress, fastai.callback.schedule  # they give Learner no_bar and fit_one_cycle
-from fastai.basics import Callback, CancelValidException, DataLoader, DataLoaders, Learner, OptimWrapper, set_seed
+from fastai.basics import Callback, CancelValidException, DataLoader, DataLoaders, Learner, OptimWrapper, default_device, set_seed
 from filelock import FileLock
 from PIL import Image
 from torch import nn
 from .compare import image_counts, mean_iou_of
-from ..core import IMAGENET_STATS, atomic_write, checksum, progress, write_json
+from ..core import IMAGENET_STATS, atomic_write, checksum, labels_of, write_json
 from ..models.guidance import oracle_classes
 from ..models.segmentor import create_model
-from ..training.learner import StepProgress, TellProgress
+from ..training.learner import TellProgress
 from ..training.losses import SegmentationLoss, class_weights, count_labels
 
 # %% auto #0
@@ -58,14 +58,14 @@ def fingerprint(
 @torch.inference_mode()
 def _maps_of(ds, path, size, backbone):
     "(2, C, h, w) float16: picture and mirror image"
-    x = picture(ds.read(path), size)
-    return backbone.eval()(torch.cat([x, x.flip(-1)]))[-1].half().numpy()
+    x = picture(ds.read(path), size).to(next(backbone.parameters(), torch.empty(0)).device)
+    return backbone.eval()(torch.cat([x, x.flip(-1)]))[-1].half().cpu().numpy()
 
 def _write_features(file, ds, pairs, size, backbone):
     "(n, 2, C, h, w) float16; gives their shape and checksum"
     with atomic_write(file) as tmp:
         out = None
-        for i, (path, _) in enumerate(progress(pairs, 'pictures to features')):
+        for i, (path, _) in enumerate(pairs):
             maps = _maps_of(ds, path, size, backbone)
             if out is None: out = np.lib.format.open_memmap(tmp, 'w+', np.float16, (len(pairs), *maps.shape))
             out[i] = maps
@@ -148,11 +148,11 @@ def score_features(
 ) -> np.ndarray:  # (n, K, 3) counts
     "Counts at full resolution, image by image"
     net.eval()
-    counts = []
+    device, counts = next(net.parameters()).device, []
     for i in range(0, len(maps), 8):
-        x, y = torch.from_numpy(np.array(maps[i:i+8, 0])), torch.from_numpy(masks[i:i+8]).long()
-        counts.append(image_counts(change(net(x), y).argmax(1), y, n_classes))
-    return torch.cat(counts).numpy()
+        x, y = torch.from_numpy(np.array(maps[i:i+8, 0])).to(device), torch.from_numpy(masks[i:i+8]).long().to(device)
+        counts.append(image_counts(labels_of(change(net(x), y)), y, n_classes))
+    return torch.cat(counts).cpu().numpy()
 
 # %% ../../nbs/analysis/51_frozen.ipynb #871cf099
 def mean_average_precision(
@@ -162,7 +162,7 @@ def mean_average_precision(
     "Quality of a ranking of pictures by the presence of a class"
     order = scores.argsort(0, descending=True)
     hit = there.gather(0, order).double()
-    precision = hit.cumsum(0)/torch.arange(1, len(hit) + 1)[:, None]
+    precision = hit.cumsum(0)/torch.arange(1, len(hit) + 1, device=hit.device)[:, None]
     occurs = there.any(0)
     return ((precision*hit).sum(0)[occurs]/hit.sum(0)[occurs]).mean().item()
 
@@ -173,8 +173,9 @@ def presence_scores(
     maps: np.ndarray,  # (n, 2, C, h, w) float16
 ) -> torch.Tensor:  # (n, K)
     "How sure a head is that each class is there"
-    outs = [net.eval().head([None]*net.above + [torch.from_numpy(np.array(maps[i:i+8, 0])).float()]) for i in range(0, len(maps), 8)]
-    return torch.cat([o['presence'] if 'presence' in o else o['logits'].softmax(1).amax((2, 3)) for o in outs])
+    device = next(net.parameters()).device
+    outs = [net.eval().head([None]*net.above + [torch.from_numpy(np.array(maps[i:i+8, 0])).float().to(device)]) for i in range(0, len(maps), 8)]
+    return torch.cat([o['presence'] if 'presence' in o else o['logits'].softmax(1).amax((2, 3)) for o in outs]).cpu()
 
 # %% ../../nbs/analysis/51_frozen.ipynb #f0d4980f
 class NoValidation(Callback):
@@ -197,9 +198,9 @@ def train_head(
     "Train a head on stored features"
     train = DataLoader(FeatureSet(maps, masks), bs=bs, shuffle=True, drop_last=True)
     weight = class_weights(count_labels(masks[:, ::4, ::4], n_classes))
-    learn = Learner(DataLoaders(train, train), OnFeatures(model, masks.shape[1:]), SegmentationLoss(model.loss_parts, weight),
+    learn = Learner(DataLoaders(train, train, device=default_device()), OnFeatures(model, masks.shape[1:]), SegmentationLoss(model.loss_parts, weight),
                     opt_func=adamw, cbs=[NoValidation, TellProgress])
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr, cbs=StepProgress())
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
     return learn.model
 
 # %% ../../nbs/analysis/51_frozen.ipynb #f99f5431
@@ -217,12 +218,12 @@ def frozen_arm(
     "Train a head on frozen SqueezeNet features of `ds` and score it, plain and with the present classes given away, and how well it knows them"
     set_seed(seed, reproducible=True)
     k = ds.card.n_classes
-    net = create_model(model, k, 'squeezenet1_0', backbone_options=dict(weights=weights), **(head or {}))
+    net = create_model(model, k, 'squeezenet1_0', backbone_options=dict(weights=weights), **(head or {})).to(default_device())
     (maps, masks), (vmaps, vmasks) = (frozen_features(ds, s, size, net.backbone, folder) for s in splits)
     trained = train_head(net, maps, masks, k, **options)
     counts = score_features(trained, vmaps, vmasks, k)
     oracle = score_features(trained, vmaps, vmasks, k, oracle_classes)
     there = torch.from_numpy(counts[..., 2] > 0)
-    return dict(miou=mean_iou_of(counts.sum(0)), pixel_acc=counts[..., 0].sum()/counts[..., 2].sum(),
-                miou_presence_known=mean_iou_of(oracle.sum(0)),
+    return dict(miou=mean_iou_of(counts.sum(0), background=ds.card.background), pixel_acc=counts[..., 0].sum()/counts[..., 2].sum(),
+                miou_presence_known=mean_iou_of(oracle.sum(0), background=ds.card.background),
                 presence_map=mean_average_precision(presence_scores(trained, vmaps), there)), counts

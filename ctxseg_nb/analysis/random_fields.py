@@ -10,7 +10,7 @@ import torch
 from fastai.basics import set_seed
 from .compare import *
 from .experiments import PHOTOS, SCENES, figures_of, trained
-from ..core import IGNORE, IMAGENET_STATS
+from ..core import IGNORE, IMAGENET_STATS, labels_of
 from ..crf.dense import DenseCRF, boundary_band
 from ..data.blocks import dataset_dls, scenes_dls
 from ..data.datasets import open_dataset
@@ -35,16 +35,19 @@ def judge(
     counts, near, bins = [], [], 0
     for x, y in ((x.as_subclass(torch.Tensor), y.as_subclass(torch.Tensor)) for x, y in dls.valid):
         z = change(predict(x), y)
-        for found, mask in ((counts, y), (near, y.where(boundary_band(y), IGNORE))): found.append(image_counts(z.argmax(1), mask, dls.card.n_classes))
+        for found, mask in ((counts, y), (near, y.where(boundary_band(y), IGNORE))): found.append(image_counts(labels_of(z), mask, dls.card.n_classes))
         bins = bins + reliability(z.softmax(1), y)
     counts, near = (torch.cat(c).cpu().numpy() for c in (counts, near))
-    return figures_of(counts, dls.card) | dict(band=mean_iou_of(near.sum(0)), ece=calibration_error(bins).item()), counts
+    return figures_of(counts, dls.card) | dict(band=mean_iou_of(near.sum(0), background=dls.card.background), ece=calibration_error(bins).item()), counts
 
 # %% ../../nbs/analysis/55_random_fields.ipynb #8a016ee7
 def after_dense(model, **options):
     "Images → log-marginals of `DenseCRF` over the scores of `model`"
-    crf, (mean, std) = DenseCRF(**options), (255*torch.tensor(s).view(3, 1, 1) for s in IMAGENET_STATS)
-    return lambda x: crf(model(x), (x*std + mean).clamp(0, 255))
+    crf = DenseCRF(**options)
+    def predict(x):
+        mean, std = (255*torch.tensor(s, device=x.device).view(3, 1, 1) for s in IMAGENET_STATS)
+        return crf(model(x), (x*std + mean).clamp(0, 255))
+    return predict
 
 def prefixed(prefix, figures):
     "The figures with a prefix"
