@@ -12,13 +12,13 @@ import fastai.callback.progress, fastai.callback.schedule  # they give Learner n
 from fastai.basics import set_seed
 from .compare import *
 from .frozen import NoValidation, frozen_arm
-from ..core import IMAGENET_STATS, labels_of
+from ..core import IMAGENET_STATS, labels_of, progress
 from ..data.blocks import dataset_dls, scenes_dls
 from ..data.datasets import open_dataset
 from ..inference.evaluate import figures_of
 from ..inference.multiscale import predict_multiscale
 from ..models.segmentor import create_model
-from ..training.learner import segmentation_learner
+from ..training.learner import StepProgress, segmentation_learner
 
 _all_ = ['figures_of']
 
@@ -35,7 +35,7 @@ def count_validation(
 ) -> np.ndarray:  # (n, K, 3)
     "Pixels right, predicted and true of every validation picture"
     predict = partial(predict_multiscale, model.eval(), **multiscale) if multiscale else model.eval()
-    batches = ((x.as_subclass(torch.Tensor), y.as_subclass(torch.Tensor)) for x, y in dls.valid)
+    batches = ((x.as_subclass(torch.Tensor), y.as_subclass(torch.Tensor)) for x, y in progress(dls.valid, 'batches scored'))
     return torch.cat([image_counts(labels_of(predict(x)), y, dls.card.n_classes) for x, y in batches]).cpu().numpy()
 
 # %% ../../nbs/analysis/52_experiments.ipynb #bdc91158
@@ -59,7 +59,7 @@ def trained(
 ):
     "The model after one cycle of training, in evaluation mode"
     learn = segmentation_learner(dls, model, metrics=[], cbs=NoValidation(), **options)
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr, cbs=StepProgress())
     return learn.model.eval()
 
 # %% ../../nbs/analysis/52_experiments.ipynb #3a104cf8

@@ -15,10 +15,10 @@ from filelock import FileLock
 from PIL import Image
 from torch import nn
 from .compare import image_counts, mean_iou_of
-from ..core import IMAGENET_STATS, atomic_write, checksum, labels_of, write_json
+from ..core import IMAGENET_STATS, atomic_write, checksum, labels_of, progress, write_json
 from ..models.guidance import oracle_classes
 from ..models.segmentor import create_model
-from ..training.learner import TellProgress
+from ..training.learner import StepProgress, TellProgress
 from ..training.losses import SegmentationLoss, class_weights, count_labels
 
 # %% auto #0
@@ -65,7 +65,7 @@ def _write_features(file, ds, pairs, size, backbone):
     "(n, 2, C, h, w) float16; gives their shape and checksum"
     with atomic_write(file) as tmp:
         out = None
-        for i, (path, _) in enumerate(pairs):
+        for i, (path, _) in enumerate(progress(pairs, 'pictures to features')):
             maps = _maps_of(ds, path, size, backbone)
             if out is None: out = np.lib.format.open_memmap(tmp, 'w+', np.float16, (len(pairs), *maps.shape))
             out[i] = maps
@@ -200,7 +200,7 @@ def train_head(
     weight = class_weights(count_labels(masks[:, ::4, ::4], n_classes))
     learn = Learner(DataLoaders(train, train, device=default_device()), OnFeatures(model, masks.shape[1:]), SegmentationLoss(model.loss_parts, weight),
                     opt_func=adamw, cbs=[NoValidation, TellProgress])
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr, cbs=StepProgress())
     return learn.model
 
 # %% ../../nbs/analysis/51_frozen.ipynb #f99f5431
