@@ -40,7 +40,8 @@ def camvid(folder, n_train=2, n_valid=1, labels=12):
         for i in range(n):
             picture(folder/split/f'{i}.png', i, (16, 24))
             (folder/f'{split}annot').mkdir(exist_ok=True)
-            mask = rng.integers(0, labels, (16, 24)) if np.isscalar(labels) else labels[split]*np.ones((16, 24))
+            low, high = (0, labels) if np.isscalar(labels) else labels[split]
+            mask = rng.integers(low, high, (16, 24))
             Image.fromarray(mask.astype(np.uint8)).save(folder/f'{split}annot'/f'{i}.png')
     (folder/'codes.txt').write_text('\n'.join(f'class{k}' for k in range(11)) + '\nvoid\n')
     return folder
@@ -288,9 +289,9 @@ def test_an_optional_split_may_be_absent(tmp_path):
 def test_void_everywhere(tmp_path):
     "No labelled pixel to learn from is an error; none to score on is said, and is null in the JSON file"
     words = '--size', 16, '--bs', 2, '--epochs', 1, '--out', tmp_path/'o'
-    code, out, err = run('train', '--data', 'camvid', '--path', camvid(tmp_path/'c', labels=dict(train=11, val=3)), *words)
+    code, out, err = run('train', '--data', 'camvid', '--path', camvid(tmp_path/'c', labels=dict(train=(11, 12), val=(0, 11))), *words)
     assert code == 2 and err.count('\n') == 1 and 'void' in err and not (tmp_path/'o').exists()
-    code, out, err = run('train', '--data', 'camvid', '--path', camvid(tmp_path/'d', labels=dict(train=3, val=11)), *words)
+    code, out, err = run('train', '--data', 'camvid', '--path', camvid(tmp_path/'d', labels=dict(train=(0, 11), val=(11, 12))), *words)
     assert code == 0 and 'no pixel with a label' in out
     assert json.loads((tmp_path/'o'/'results.json').read_text(), parse_constant=pytest.fail)['figures']['miou'] is None
 
