@@ -21,8 +21,8 @@ NO_FOLDERS = [('{file}', 'expected a folder, found the file'), ('{file}/below', 
               ("''", 'expected a word, found nothing'), ('/dev/null/x', 'expected a folder')]
 MODELS = ['predict {photo} --model @', 'evaluate @', 'export --fixed 32 @ {out}.onnx']
 NO_MODELS = [('{none}.safetensors', 'none'), ('{folder}', 'folder'), ('{file}', 'file.txt'), ('{empty}.safetensors', 'empty'), ('{cut}.safetensors', 'cut.safetensors'),
-             ('{nocard}.safetensors', 'nocard'), ('{badcard}.safetensors', 'badcard.json'), ('{listcard}.safetensors', 'listcard.json'),
-             ('{other}.safetensors', 'other.safetensors'), ('{nan}.safetensors', 'expected finite weights'), ('{pipe}', 'pipe'), ("''", 'nothing')]
+             ('{nocard}.safetensors', 'nocard'), 
+             ('{other}.safetensors', 'other'), ('{nan}.safetensors', 'finite'), ('{pipe}', 'pipe'), ("''", 'nothing')]
 NO_GRAPHS = [('{file}.onnx', 'file.txt.onnx'), ('{none}.onnx', 'none.onnx'), ('{empty}.onnx', 'empty.onnx'), ('{photo}', '.png'), ('{none}.pt2', 'none.pt2')]
 
 # one a line: words of the command | what the line of error must say; more of it
@@ -196,7 +196,7 @@ train --recipe {recipe} --path {context} --override windows=maybe | windows: exp
 train --recipe {recipe} --path {context} --override pretrained=1 | pretrained: expected; '1'
 train --recipe {recipe} --path {context} --override options=3 | options: expected dict
 train --recipe {recipe} --path {context} --override options=[] | options: expected dict
-train --recipe {recipe} --path {context} --override "options={'foo':1}" pretrained=no backbone=tiny batch=2 | the options; foo
+train --recipe {recipe} --path {context} --override "options={'foo':1}" pretrained=no backbone=tiny batch=2 | no option 'foo'
 train --recipe {recipe} --path {context} --override "data_options={'foo':1}" | no option 'foo'
 train --recipe {recipe} --path {context} --override "options={1:2}" | options: expected
 train --recipe {recipe} --path {context} --override model=fnc pretrained=no batch=2 | unknown model 'fnc'
