@@ -1,10 +1,12 @@
 "Several processes train what one process trains: batches, schedules, weights, scores; failures end all of them."
-import os, signal
+import os, re, signal, subprocess, sys
+from pathlib import Path
 import numpy as np, pytest, torch, torch.distributed as dist
 from fastai.basics import AvgMetric, Callback, DataLoader, set_seed
 from torch import nn
 from ctxseg_nb.core import IGNORE, place_in_batch
 from ctxseg_nb.data.blocks import segmentation_dls
+from ctxseg_nb.data.miniature import make_miniature
 from ctxseg_nb.data.scenes import ContextScenes
 from ctxseg_nb.models.deepcrf import PairwiseNet, batch_edges, deepcrf, sub_iterations, _pair_loss
 from ctxseg_nb.training.asynchronous import AsynchronousPairs
@@ -205,3 +207,23 @@ def test_functions_carry_what_they_use():
 def places(rank): return place_in_batch(2*rank + 1)
 
 def test_place_in_the_batch_of_all_ranks(): assert on_ranks(places, 3) == [(0, 9), (1, 9), (4, 9)]
+
+
+# ---- the real command
+
+OVERRIDES = ('backbone=tiny', 'pretrained=False', 'batch=2', 'crop=96', 'scale=(1,1)', 'flip=0', 'jitter=0', 'refine=None', 'portion=5000',
+             "options={'width':16,'block_width':8}")   # nothing is left to chance: what is random differs from rank to rank
+
+def train_losses(tmp_path, data, *launcher):
+    "Losses in training and validation that the recipe's first epochs print"
+    environment = os.environ | dict(PYTHONPATH=str(Path(__file__).parent.parent), OMP_NUM_THREADS='1', PYTHONWARNINGS='ignore')
+    command = [sys.executable, *launcher, '-m', 'ctxseg_nb.cli', 'train', '--recipe', 'deepcrf/siftflow/vgg16', '--path', data, '--steps', 3]
+    ran = subprocess.run([*map(str, command), '--out', str(tmp_path/f'out{len(launcher)}'), '--override', *OVERRIDES], env=environment, text=True, capture_output=True)
+    assert not ran.returncode, ran.stdout + ran.stderr
+    return [[float(v) for v in row[:2]] for row in re.findall(r'^\W*\d+ +([\d.]+) +([\d.]+) +[\d.]+ ', ran.stdout.replace('\r', '\n'), re.M)]
+
+def test_deep_crf_with_portions_by_torchrun(tmp_path):
+    data = make_miniature('siftflow', tmp_path/'data')
+    two = train_losses(tmp_path, data, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2')   # each rank has its own hash seed
+    np.testing.assert_allclose(two, train_losses(tmp_path, data), rtol=1e-3)
+    assert len(two) == 2   # the third epoch is cut short

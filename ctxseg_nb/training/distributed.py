@@ -139,8 +139,8 @@ class ShardedTraining(Callback):
         "Give fastai's metrics what the other ranks have counted; those of this library sum over ranks by themselves"
         for metric in [self.recorder.loss, *self.learn.metrics]:
             if not isinstance(metric, (AvgLoss, AvgMetric, AccumMetric)): continue
-            for name in {'total', 'count', 'preds', 'targs'} & set(vars(metric)):
-                setattr(metric, name, reduce(operator.add, _gathered(getattr(metric, name))))
+            for name in ('total', 'count', 'preds', 'targs'):   # in the same order on all ranks
+                if hasattr(metric, name): setattr(metric, name, reduce(operator.add, _gathered(getattr(metric, name))))
 
     def after_fit(self): self.learn.model = get_model(self.model)
 
