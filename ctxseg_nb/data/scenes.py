@@ -178,6 +178,7 @@ class ContextScenes:
     ):
         self.kinds = tuple(KINDS) if kinds is None else (kinds,) if isinstance(kinds, str) else tuple(kinds)
         if unknown := [k for k in self.kinds if k not in KINDS]: raise ValueError(f'no such kind of scene: {unknown[0]!r}; there are {", ".join(KINDS)}')
+        if n < 0: raise ValueError(f'expected 0 scenes or more, found {n}')
         if size < 32: raise ValueError(f'scenes need a size of at least 32 pixels, not {size}')
         self.n, self.size, self.seed = n, size, seed
 
