@@ -103,7 +103,7 @@ def test_learner_turns_mirrored_predictions_back(arms):
 
 
 def test_tta_of_pictures_of_different_sizes_and_without_masks(arms):
-    pairs = [(np.full((h, w, 3), 90, np.uint8), np.zeros((h, w), np.uint8)) for h, w in ((20, 30), (24, 16))]
+    pairs = [(np.full((h, w, 3), 90, np.uint8), little_mask([0, 1], (h, w))) for h, w in ((20, 30), (24, 16))]
     dls = segmentation_dls(pairs, pairs, Card('two', ('a', 'b')), bs=1, device='cpu')
     learn = segmentation_learner(dls, 'encnet')
     with learn.no_bar(): found, targets = learn.tta(scales=(.5, 1), crop=32)
