@@ -58,10 +58,10 @@ check-sync: $(DEV)
 
 # an environment of its own, with the lower bound of every requirement that has one
 test-oldest: $(OLDEST)
-	OMP_NUM_THREADS=1 .oldest/bin/python -m pytest -q -n $(WORKERS)
+	OMP_NUM_THREADS=1 .oldest/bin/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 check-pytest: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 # a process for each notebook, so that none leans on what another left behind
 check-notebooks: $(DEV)
