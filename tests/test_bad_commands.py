@@ -117,7 +117,7 @@ def test_bad_command(words, says, code, world, tmp_path, monkeypatch):
     assert not outcome(words, says, code, world)
 
 
-@pytest.mark.parametrize('words, says', [(['trian'], 'no command'), (['train', '--lr', 'nan'], '--lr'), (['predict', 'cat.png', '--model', 'no.safetensors'], 'no.json')])
+@pytest.mark.parametrize('words, says', [(['trian'], 'no command'), (['train', '--lr', 'nan'], '--lr'), (['predict', 'cat.png', '--model', 'no.safetensors'], 'no.safetensors')])
 def test_in_a_process_of_its_own(ctxseg, tmp_path, words, says):
     ran = ctxseg(*words)
     assert ran.returncode == 2 and ran.stderr.count('\n') == 1 and says in ran.stderr and not ran.stdout and not list(tmp_path.iterdir())

@@ -331,8 +331,9 @@ def undisturbed(pictures, tmp_path_factory):
 
 def begin(pictures, out, *more, **options):
     "The command in a process of its own, once its first checkpoint is there"
+    def hear(): signal.signal(signal.SIGINT, signal.SIG_DFL)   # which a shell's background jobs ignore
     process = subprocess.Popen([sys.executable, '-m', 'ctxseg_nb.cli', *words(pictures, out, *more)], env=ENVIRONMENT, text=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **options)
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=hear, **options)
     while not (out/'checkpoint.pt').exists() and process.poll() is None: time.sleep(.005)
     return process
 

@@ -18,7 +18,7 @@ def _sum_windows(x, radius):
     "Sums over the window of 2·radius+1 squared around each pixel (..., H, W), cut off at the border"
     for dim in (-1, -2):
         n = x.shape[dim]
-        r = radius if torch.compiler.is_compiling() else min(radius, n - 1)   # a graph holds for every size
+        r = min(radius, n - 1)
         L = 2*r + 1
         blocks = -(-n//L) + 1
         pad = r + 1, blocks*L - n - r - 1
@@ -36,7 +36,13 @@ class _BoxSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d): return _BoxSum.apply(d, ctx.radius), None
 
-def _box_sum(x, radius): return (_sum_windows if torch.compiler.is_compiling() else _BoxSum.apply)(x, radius)
+def _box_sum(x, radius):
+    if not torch.compiler.is_compiling(): return _BoxSum.apply(x, radius)
+    kind = x.dtype
+    for dim, before in ((-1, ()), (-2, (0, 0))):   # in operations that a graph can hold for every size
+        c = F.pad(highest_precision(x), (*before, radius + 1, radius)).cumsum(dim)
+        x = c.narrow(dim, 2*radius + 1, x.shape[dim]) - c.narrow(dim, 0, x.shape[dim])
+    return x.to(kind)
 
 # %% ../../nbs/crf/22_guided.ipynb #67669c3b
 def _inverse(a, b, c, d, e, f, eps):
