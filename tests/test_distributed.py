@@ -75,7 +75,7 @@ class Rates(Callback):
 
 def pixel_error(pred, target): return (pred.argmax(1) != target).float().mean((1, 2)).mean()
 
-OPTIONS = dict(mcibi=dict(init='first_mean'), deepcrf=dict(width=16), encnet={}, fcn={})
+OPTIONS = dict(mcibi=dict(init='first_mean'), deepcrf=dict(width=16), encnet={}, fcn={}, cfnet={}, guided=dict(fc_dropout=0.))
 
 def learner(name, dtype=torch.float64, n=22, n_valid=5, bs=4, workers=0, **options):
     set_seed(0, reproducible=True)
@@ -102,7 +102,7 @@ def distance(a, b):
 F8, F4 = torch.float64, torch.float32
 
 @pytest.mark.parametrize('name, portion, dtype, epochs', [
-    ('fcn', None, F8, 2), ('encnet', None, F8, 1), ('mcibi', None, F8, 1), ('deepcrf', None, F8, 1), ('deepcrf', 1000, F8, 1),
+    ('fcn', None, F8, 2), ('encnet', None, F8, 1), ('mcibi', None, F8, 1), ('cfnet', None, F8, 1), ('guided', None, F8, 1), ('deepcrf', None, F8, 1), ('deepcrf', 1000, F8, 1),
     ('fcn', None, F4, 1), ('deepcrf', 1000, F4, 1)])   # not MCIBI in float32, whose steps enlarge what rounding leaves
 def test_two_processes_train_what_one_trains(name, portion, dtype, epochs):
     (one,), two = (on_ranks(fit, n, name, dtype, portion, epochs) for n in (1, 2))
@@ -114,9 +114,10 @@ def test_two_processes_train_what_one_trains(name, portion, dtype, epochs):
     assert distance(two[0]['state'], two[1]['state']) == 0 and two[0]['values'] == two[1]['values']
 
 
-def test_three_processes_share_batches_of_four_and_workers_read_them():
-    (one,), three = (on_ranks(fit, n, 'fcn', F8, None, 1, .01, workers) for n, workers in ((1, 0), (3, 1)))
-    for rank in three: assert distance(rank['state'], one['state']) < 1e-10
+@pytest.mark.parametrize('name, n_ranks, workers', [('fcn', 3, 1), ('mcibi', 4, 0)])
+def test_more_processes_share_batches_of_four_and_workers_read_them(name, n_ranks, workers):
+    (one,), more = (on_ranks(fit, n, name, F8, None, 1, .01, w) for n, w in ((1, 0), (n_ranks, workers)))
+    for rank in more: assert distance(rank['state'], one['state']) < 1e-10
 
 
 # ---- random numbers
