@@ -345,8 +345,9 @@ def place_in_batch(
 
 def shared_generator(
     device=None,  # of what is drawn
-) -> torch.Generator:
+) -> torch.Generator | None:  # None on the meta device, where nothing is drawn
     "A random generator in the same state on all ranks, seeded by the next random number of rank 0. All ranks must call this together"
+    if torch.device(device or 'cpu').type == 'meta': return None
     seed = torch.randint(2**62, ())
     if dist.is_available() and dist.is_initialized():
         seed = seed.to(device)

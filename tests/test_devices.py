@@ -11,6 +11,7 @@ from ctxseg_nb.analysis.random_fields import DENSE, after_dense
 from ctxseg_nb.inference.ensemble import LearnToCombine, candidates
 from ctxseg_nb.inference.evaluate import image_counts, labeller
 from ctxseg_nb.inference.multiscale import predict_multiscale
+from ctxseg_nb.models.deepcrf import deepcrf
 from ctxseg_nb.models.guidance import WithField, oracle_classes
 from ctxseg_nb.models.segmentor import create_model, known_models, tell_progress
 from ctxseg_nb.training.losses import SegmentationLoss
@@ -159,3 +160,10 @@ def test_default_device(monkeypatch):
     assert [default_device(n).type for n in ('auto', 'cpu', 'mps')] == ['mps', 'cpu', 'mps']
     for name, says in (('cuda', "no 'cuda', it has mps, cpu"), ('tpu', "found 'tpu'"), ('cpu:1', "no 'cpu:1'"), ('cuda:x', 'expected auto')):
         with pytest.raises(ValueError, match=says): default_device(name)
+
+
+def test_sampled_pairs_without_memory():
+    "The memory of a deep CRF whose pairs are sampled is counted on the meta device"
+    with torch.device('meta'): model = deepcrf(5, width=8, block_width=4, sample=10, backbone_options=dict(width=4)).train()
+    x, y = torch.randn(2, 3, 32, 32, device='meta'), torch.zeros(2, 32, 32, dtype=torch.long, device='meta')
+    assert SegmentationLoss(model.loss_parts)(model(x), y).device.type == 'meta'

@@ -219,8 +219,9 @@ DeepCRFHead.potentials, DeepCRFHead.forward, DeepCRFHead.infer = _potentials, _f
 # %% ../../nbs/models/18_deepcrf.ipynb #f119d213
 def _pair_loss(net, f, edges, labels): return pair_nll(net(f, edges), labels, edges, net.K)
 
-def _pairs_of_rank(edges, first, chosen):
-    "Of pairs chosen among those of all ranks, the pairs of this rank, whose number 0 is number `first` of all"
+def _pairs_of_rank(edges, first, n, chosen):
+    "Of pairs chosen among the `n` of all ranks, the pairs of this rank, whose number 0 is number `first` of all"
+    if n == edges.shape[1]: return edges[:, chosen]   # there is no other rank, and nothing to wait for
     return edges[:, chosen[(chosen >= first) & (chosen < first + edges.shape[1])] - first]
 
 def _pair_part(self, relation, out, target):
@@ -231,7 +232,7 @@ def _pair_part(self, relation, out, target):
         first, n = place_in_batch(edges.shape[1], edges.device)
         if self.sample < n:
             chosen = torch.randint(n, (self.sample,), generator=shared_generator(edges.device), device=edges.device)
-            edges = _pairs_of_rank(edges, first, chosen)
+            edges = _pairs_of_rank(edges, first, n, chosen)
     net = self.pairs[relation]
     f = _cells(out[relation]).to(net.p.weight.dtype)   # half precision where the network, but not the loss, ran under autocast
     return self.learn_pairs(net, f, edges, cell_labels(target, (h, w)))
@@ -261,7 +262,7 @@ def sub_iterations(
     collected, total, count = torch.zeros_like(leaf), 0., 0
     first, E = place_in_batch(edges.shape[1], f.device)
     for part in torch.randperm(E, generator=shared_generator(f.device), device=f.device).split(n):
-        pairs = _pairs_of_rank(edges, first, part)
+        pairs = _pairs_of_rank(edges, first, E, part)
         loss = pair_nll(net(leaf, pairs), labels, pairs, net.K, reduction='sum')
         g, *grads = torch.autograd.grad(loss, [leaf, *params])
         labelled = (labels[pairs] != IGNORE).all(0).sum()
