@@ -384,6 +384,22 @@ def test_reader_never_sees_two_models_mixed(tmp_path):
     assert writer.exitcode == 0 and names(tmp_path) == ['m.json', 'm.safetensors']
 
 
+def test_file_replaced_between_its_head_and_its_values(tmp_path, monkeypatch):
+    "safetensors opens a path twice; a model that replaces the file in between is read whole"
+    for name, width in ('m', 2), ('new', 4):
+        net = small('fcn', width, width=width)
+        torch.nn.init.constant_(net.head.classify[1].bias, width)
+        save_model(net, tmp_path/name, [f'{width}']*width)
+    open_values = torch.UntypedStorage.from_file
+    def replace_first(*args, **kwargs):
+        if (tmp_path/'new.safetensors').exists(): os.replace(tmp_path/'new.safetensors', tmp_path/'m.safetensors')
+        return open_values(*args, **kwargs)
+    monkeypatch.setattr(torch.UntypedStorage, 'from_file', replace_first)
+    net, info = load_model(tmp_path/'m')
+    width = len(info['codes'])
+    assert info['codes'] == [f'{width}']*width and net.head.classify[1].bias.tolist() == [width]*width
+
+
 # ---- What is wrong in a file is said in one line
 
 WRONG_CARDS = [   # path of the entry, its value ('del': it is missing), what the message has to say

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/models/10_backbones.ipynb #56f94274
 from __future__ import annotations
-import inspect
+import inspect, os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -188,6 +188,17 @@ def timm_backbone(
     return TimmBackbone(net, net.feature_info.reduction())
 
 # %% ../../nbs/models/10_backbones.ipynb #10d7d120
+def _open_one(path):
+    "`safe_open` opens a path twice, for its head and for its values. Where the file was replaced between the two, open it again"
+    def identity(): return (s := os.stat(path)).st_dev, s.st_ino, s.st_size, s.st_mtime_ns
+    while True:
+        before = identity()
+        try: file = safe_open(path, 'pt')
+        except Exception:
+            if before == identity(): raise
+        else:
+            if before == identity(): return file
+
 @contextmanager
 def open_tensors(
     path: str | Path,  # a safetensors file
@@ -195,7 +206,7 @@ def open_tensors(
     "A file's tensors, which are read one by one when asked for. Raises `FileNotFoundError`, or `ValueError` where the file is broken"
     if not Path(path).is_file(): raise FileNotFoundError(f'{path}: no such file')
     try:
-        with safe_open(path, 'pt') as file: yield file
+        with _open_one(path) as file: yield file
     except SafetensorError as e: raise ValueError(f'{path}: expected a safetensors file, found a truncated or other one ({e})') from e
 
 def read_tensors(
