@@ -143,7 +143,7 @@ def _train_on(name):
 # %% ../nbs/cli.ipynb #e982c5c9
 def _open(data, path, min_photos=None):
     "The data set on disk that `data` names"
-    from ctxseg_nb.data.datasets import known_datasets, open_dataset
+    from ctxseg_nb.data.dataset import known_datasets, open_dataset
     if data not in known_datasets(): raise ValueError(f"--data: no data set '{data}'; there are scenes, {', '.join(known_datasets())}")
     if not path: raise ValueError(f'--data {data} needs --path, the folder of the data set')
     if min_photos is not None and data != 'ccp': raise ValueError(f'--min-photos is for ccp, not for {data}')
@@ -159,7 +159,7 @@ def _scene_side(size, path=None, min_photos=None):
 
 def _dls(data, path, size, bs, min_photos=None, workers=0):
     "`DataLoaders` of a data set by name"
-    from ctxseg_nb.data.blocks import dataset_dls, scenes_dls
+    from ctxseg_nb.data.dataloaders import dataset_dls, scenes_dls
     if data == 'scenes': return scenes_dls(size=_scene_side(size, path, min_photos), bs=bs, num_workers=workers)
     return dataset_dls(_open(data, path, min_photos), size, bs, num_workers=workers)
 
@@ -191,9 +191,9 @@ def _predictions(label, items, card, file):
 def _leave(learn, out, size, items):
     "Score a training on whole pictures `items`, as `evaluate` does, and write model, figures and pictures into the folder `out`; the figures"
     from itertools import chain, islice
-    from ctxseg_nb.analysis.compare import surroundings
+    from ctxseg_nb.experiments.runner import surroundings
     from ctxseg_nb.core import IMAGENET_STATS, write_json
-    from ctxseg_nb.inference.evaluate import evaluate_pictures, figures_of
+    from ctxseg_nb.evaluation.evaluator import evaluate_pictures, figures_of
     from ctxseg_nb.models.segmentor import save_model
     out, card, items = Path(out), learn.dls.card, iter(items)
     label, shown = _labeller(learn.model, dict(stats=IMAGENET_STATS), size), list(islice(items, 6))
@@ -222,7 +222,7 @@ def demo(
 ):
     "Train a model on the embedded scenes and show what it cannot know"
     from fastai.basics import set_seed
-    from ctxseg_nb.data.blocks import VALID_SEED, scenes_dls
+    from ctxseg_nb.data.dataloaders import VALID_SEED, scenes_dls
     from ctxseg_nb.data.scenes import ContextScenes
     from ctxseg_nb.training.learner import segmentation_learner, steps_shown
     _check_model(model)
@@ -236,7 +236,7 @@ def demo(
 # %% ../nbs/cli.ipynb #95c86f04
 def _ceilings_beside(figures, model, n, size):
     "A table: figures, ceiling of the window that the model sees, ceiling of the whole picture"
-    from ctxseg_nb.data.blocks import VALID_SEED
+    from ctxseg_nb.data.dataloaders import VALID_SEED
     from ctxseg_nb.data.scenes import GROUPS, ContextScenes, ceiling
     from ctxseg_nb.models.backbones import receptive_field
     scenes, window = list(map(ContextScenes(n, size, VALID_SEED).scene, range(n))), receptive_field(model, size)
@@ -316,18 +316,18 @@ _ENTRIES = dict(data='data', model='model', backbone='backbone', epochs='epochs'
 
 def _recipe(name, override):
     "A recipe with what shall be otherwise"
-    from ctxseg_nb.training.recipes import recipe
+    from ctxseg_nb.experiments.recipes import recipe
     wrong = [w for w in override or () if '=' not in w]
     if wrong: raise ValueError(f'--override: expected name=value, found {wrong[0]}')
     return recipe(name, **dict(w.split('=', 1) for w in override or ()))
 
 def _plan(recipe, override, path):
-    from ctxseg_nb.analysis.plan import plan
+    from ctxseg_nb.experiments.dry_run import plan
     print(plan(_recipe(recipe, override), path))
 
 def _follow(recipe, override, path, out, seed, resume, start, steps, workers, device):
-    from ctxseg_nb.analysis.compare import surroundings
-    from ctxseg_nb.training.follow import follow
+    from ctxseg_nb.experiments.runner import surroundings
+    from ctxseg_nb.experiments.run_recipe import follow
     r = _recipe(recipe, override)
     _train_on(device)
     if not path: raise ValueError(f'--recipe {recipe} needs --path, the folder of the data set {r.data}')
@@ -342,7 +342,7 @@ def recipes(
     start: str = None,  # of their names, as in encnet/pascal_context; all where not given
 ):
     "List the experiments of the papers"
-    from ctxseg_nb.training.recipes import print_recipes
+    from ctxseg_nb.experiments.recipes import print_recipes
     print_recipes(start or '')
 
 # %% ../nbs/cli.ipynb #5b46bfa3
@@ -362,7 +362,7 @@ def cifar(
 ):
     "Train a network of EncNet's Table 6 on CIFAR-10"
     from ctxseg_nb.core import write_figure
-    from ctxseg_nb.training.cifar import plot_errors, train_cifar
+    from ctxseg_nb.experiments.cifar import plot_errors, train_cifar
     if not path: raise ValueError('cifar needs --path, the folder that holds cifar-10-batches-py')
     if codes and model != 'encnet': raise ValueError(f'--codes does not apply with --model {model}: only encnet has codewords')
     _train_on(device)
@@ -387,15 +387,15 @@ def experiment(
 # %% ../nbs/cli.ipynb #5e0c1a08
 def _all_experiments():
     "Every comparison by name, after the modules that hold them are imported"
-    import ctxseg_nb.analysis.experiments, ctxseg_nb.analysis.ladder, ctxseg_nb.analysis.looks, ctxseg_nb.analysis.random_fields
-    from ctxseg_nb.analysis.compare import EXPERIMENTS
+    import ctxseg_nb.experiments.suites, ctxseg_nb.experiments.guidance_ablation, ctxseg_nb.experiments.tta_ablation, ctxseg_nb.experiments.crf_ablation
+    from ctxseg_nb.experiments.runner import EXPERIMENTS
     return EXPERIMENTS
 
 def _list_experiments():
     for e in _all_experiments().values(): print(f'{e.name:18}{e.about}; {", ".join(e.arms)}')
 
 def _experiments(names, seeds, path, weights, arms, out, device):
-    from ctxseg_nb.analysis.compare import check_experiment, print_results, run_experiment
+    from ctxseg_nb.experiments.runner import check_experiment, print_results, run_experiment
     _all_experiments()
     _train_on(device)
     arms, inputs = arms and arms.split(','), {k: v for k, v in dict(path=path, weights=weights).items() if v}
@@ -413,11 +413,11 @@ def benchmark(
     return Mode(_benchmarks, 'with a name') if names else Mode(_list_benchmarks, 'without a name: the benchmarks are listed')
 
 def _list_benchmarks():
-    from ctxseg_nb.analysis.benchmarks import BENCHMARKS
+    from ctxseg_nb.experiments.benchmarks import BENCHMARKS
     for name, f in BENCHMARKS.items(): print(f'{name:14}{f.__doc__}')
 
 def _benchmarks(names, out, device):
-    from ctxseg_nb.analysis.benchmarks import BENCHMARKS, run_benchmark
+    from ctxseg_nb.experiments.benchmarks import BENCHMARKS, run_benchmark
     from ctxseg_nb.models.backbones import unknown_name
     for name in names:
         if name not in BENCHMARKS: raise unknown_name('benchmark', name, BENCHMARKS)
@@ -427,7 +427,7 @@ def _benchmarks(names, out, device):
 # %% ../nbs/cli.ipynb #37422b62
 def _test_pictures(folder, names=None):
     "Files of pictures in `folder` and its subfolders; with the file `names`, those whose names it lists"
-    from ctxseg_nb.data.datasets import _reading
+    from ctxseg_nb.data.dataset import _reading
     if not folder: raise ValueError('--submission needs --pictures, the folder of the test pictures')
     if not Path(folder).is_dir(): raise FileNotFoundError(f'--pictures: no folder {folder}')
     files = sorted(f for f in Path(folder).rglob('*') if f.suffix.lower() in ('.jpg', '.jpeg', '.png'))
@@ -439,15 +439,15 @@ def _test_pictures(folder, names=None):
 
 def _labeller(net, info, size, multiscale=False, mirror=None):
     "Picture → labels at its own size. The network sees it at `size`, or as it is; with `multiscale` at six scales and mirrored, through windows of `size`"
-    from ctxseg_nb.inference.evaluate import labeller
-    from ctxseg_nb.inference.multiscale import SCALES, sums_over_positions
+    from ctxseg_nb.evaluation.evaluator import labeller
+    from ctxseg_nb.evaluation.sliding_window import SCALES, sums_over_positions
     looks = dict(size=size)
     if multiscale: looks = dict(base=size and max(size), scales=SCALES, flip=True, crop=size, fill=sums_over_positions(net), mirror=mirror)
     if info.get('fixed'): looks |= dict(crop=info['fixed'], fill=True)
     return labeller(net, stats=info['stats'], **looks)
 
 def _submit(label, info, kind, files, out):
-    from ctxseg_nb.inference.evaluate import SERVERS, write_submission
+    from ctxseg_nb.evaluation.evaluator import SERVERS, write_submission
     if kind in SERVERS and len(info['codes']) != len(SERVERS[kind].ids):
         raise ValueError(f'--submission {kind}: expected a model of {len(SERVERS[kind].ids)} classes, found {len(info["codes"])}')
     found = write_submission(label, files, out, kind)
@@ -460,9 +460,9 @@ def _check_codes(card, info, model, data):
 
 def _whole_pictures(data, path, size, min_photos):
     "Validation pictures with their masks, each at its own size, and the card of the data set; no other split is needed"
-    from ctxseg_nb.data.blocks import VALID_SEED
+    from ctxseg_nb.data.dataloaders import VALID_SEED
     from ctxseg_nb.data.scenes import ContextScenes
-    from ctxseg_nb.inference.evaluate import read_split
+    from ctxseg_nb.evaluation.evaluator import read_split
     if data == 'scenes': return ContextScenes(200, _scene_side(size, path, min_photos), VALID_SEED), ContextScenes.card
     ds = _open(data, path, min_photos)
     return read_split(ds), ds.card
@@ -491,7 +491,7 @@ def evaluate(
 # %% ../nbs/cli.ipynb #5e0c1a09
 def _load(model, size, trust, device):
     "Network on a device, what is known about it, and the size at which it sees pictures"
-    from ctxseg_nb.inference.export import Exported, load_exported
+    from ctxseg_nb.evaluation.export import Exported, load_exported
     net, info = load_exported(model, trust)
     if isinstance(net, Exported) and device != 'auto' and _device(device).type != 'cpu':
         raise ValueError(f'--device {device}: {model} is an exported graph, which computes on the CPU')
@@ -503,14 +503,14 @@ def _label_pictures(model, size, multiscale, out, submission, pictures, names, t
     _submit(_labeller(net, info, size, multiscale), info, submission, files, out or submission)
 
 def _score(model, data, path, size, min_photos, multiscale, out, trust, device):
-    from ctxseg_nb.inference.evaluate import evaluate_pictures
+    from ctxseg_nb.evaluation.evaluator import evaluate_pictures
     net, info, size = _load(model, size, trust, device)
     items, card = _whole_pictures(data, path, size or (96, 96), min_photos)
     _check_codes(card, info, model, data)
     _report(evaluate_pictures(_labeller(net, info, size, multiscale, card.mirror), items, card.n_classes), card, out)
 
 def _report(counts, card, out):
-    from ctxseg_nb.inference.evaluate import figures_of, mean_iou_of, write_report
+    from ctxseg_nb.evaluation.evaluator import figures_of, mean_iou_of, write_report
     _print_figures({code: mean_iou_of(c[None]) for code, c in zip(card.codes, counts.sum(0))} | figures_of(counts, card))
     if out:
         write_report(counts, card, out)
@@ -527,7 +527,7 @@ def predict(
     device: str = 'auto',        # to compute on: auto, cuda, cuda:1, mps or cpu
 ):
     "Segment pictures; one that cannot be read is named and left out"
-    from ctxseg_nb.data.datasets import load_image
+    from ctxseg_nb.data.dataset import load_image
     files, faults = _picture_files(images)
     net, info, size = _load(model, size, trust, device)
     label = _labeller(net, info, size)
@@ -603,7 +603,7 @@ def export(
     fixed: Size = None, # side, or height,width: the one size of pictures, for models whose tables depend on it
 ):
     "Write a model as a graph that other programs run"
-    from ctxseg_nb.inference.export import export_onnx, export_program, trace_model
+    from ctxseg_nb.evaluation.export import export_onnx, export_program, trace_model
     from ctxseg_nb.models.segmentor import load_model
     writers = {'.onnx': export_onnx, '.pt2': export_program}
     if Path(out).suffix not in writers: raise ValueError(f'{out}: expected a file that ends in .onnx or .pt2')
@@ -631,12 +631,12 @@ def data(
     return Mode(_check, 'with --check') if check else Mode(_list_data, 'without --check')
 
 def _list_data():
-    from ctxseg_nb.data.datasets import known_datasets
+    from ctxseg_nb.data.dataset import known_datasets
     print('scenes           embedded, drawn by the library; 24 classes')
     for name, ds in known_datasets().items(): print(f'{name:17}{ds.get}')
 
 def _check(check, splits, most):
-    from ctxseg_nb.data.check import check_dataset, print_report
+    from ctxseg_nb.data.verify import check_dataset, print_report
     if len(check) != 2: raise ValueError(f'--check: expected the name of a data set and its folder, found {" ".join(check)}')
     report = check_dataset(_open(*check), splits=splits and splits.split(','))
     print_report(report, most)

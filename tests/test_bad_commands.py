@@ -5,8 +5,8 @@ import numpy as np, pytest
 from PIL import Image
 from safetensors.torch import save_file
 from ctxseg_nb import cli
-from ctxseg_nb.data.datasets import known_datasets
-from ctxseg_nb.data.miniature import make_miniature
+from ctxseg_nb.data.dataset import known_datasets
+from ctxseg_nb.testing.miniatures import make_miniature
 from ctxseg_nb.models.segmentor import create_model, save_model
 from bad_commands import bad_commands
 
@@ -72,7 +72,7 @@ def world(tmp_path_factory):
     save_file(create_model('fcn', 4, width=8).state_dict(), root/'other.safetensors')   # tensors without a card
     known_datasets()
     found['context'] = make_miniature('pascal_context', root/'context')
-    from ctxseg_nb.training.recipes import RECIPES
+    from ctxseg_nb.experiments.recipes import RECIPES
     found['after'] = next(n for n, r in RECIPES.items() if r.after and r.data == 'pascal_context')
     found['cifar'] = next(n for n, r in RECIPES.items() if r.data == 'cifar10')
     return found | damaged(root)

@@ -4,14 +4,14 @@ from dataclasses import replace
 import numpy as np, pytest, torch
 from PIL import Image
 from torch import nn
-from ctxseg_nb.analysis import frozen
-from ctxseg_nb.analysis.compare import read_results
-from ctxseg_nb.analysis.frozen import frozen_features
+from ctxseg_nb.experiments import frozen_features as frozen
+from ctxseg_nb.experiments.runner import read_results
+from ctxseg_nb.experiments.frozen_features import frozen_features
 from ctxseg_nb.core import IGNORE, Card
-from ctxseg_nb.data.blocks import scenes_dls
-from ctxseg_nb.data.datasets import known_datasets, open_dataset
-from ctxseg_nb.data.miniature import little_picture, make_miniature
-from ctxseg_nb.inference.ensemble import cached_candidates
+from ctxseg_nb.data.dataloaders import scenes_dls
+from ctxseg_nb.data.dataset import known_datasets, open_dataset
+from ctxseg_nb.testing.miniatures import little_picture, make_miniature
+from ctxseg_nb.evaluation.tta import cached_candidates
 from ctxseg_nb.models.backbones import create_backbone
 from ctxseg_nb.models.segmentor import create_model
 
@@ -153,7 +153,7 @@ def test_candidates_are_computed_once_by_two_writers(tmp_path):
 RUN = '''
 import sys, time
 import numpy as np
-from ctxseg_nb.analysis.compare import Experiment, register_experiment, run_experiment
+from ctxseg_nb.experiments.runner import Experiment, register_experiment, run_experiment
 def throw(seed, **arm):
     time.sleep(.3)
     return dict(miou=np.random.default_rng().random()), np.ones((4, 2, 3), int)

@@ -135,8 +135,8 @@ def test_version(): assert run('--version') == (0, f'ctxseg {cli.__version__}\n'
 
 
 def test_choices_are_those_of_the_registries():
-    from ctxseg_nb.inference.evaluate import SERVERS
-    from ctxseg_nb.training.cifar import CIFAR_NETS
+    from ctxseg_nb.evaluation.evaluator import SERVERS
+    from ctxseg_nb.experiments.cifar import CIFAR_NETS
     def choices(f, name): return set(cli.get_args(inspect.signature(f).parameters[name].annotation))
     assert choices(cli.train, 'opt') == set(learner.OPTIMISERS) and choices(cli.evaluate, 'submission') == set(SERVERS)
     assert choices(cli.cifar, 'model') == set(CIFAR_NETS)
@@ -168,7 +168,7 @@ def test_a_reader_that_leaves_is_no_error(tmp_path):
 # switches of a training
 
 def small_learner(**options):
-    from ctxseg_nb.data.blocks import scenes_dls
+    from ctxseg_nb.data.dataloaders import scenes_dls
     return learner.segmentation_learner(scenes_dls(8, 4, 32, 4), 'fcn', **options)
 
 
@@ -330,7 +330,7 @@ def test_progress_on_a_terminal_has_rate_and_estimate(tmp_path):
 
 
 def test_measurements_show_their_progress():
-    from ctxseg_nb.analysis import benchmarks
+    from ctxseg_nb.experiments import benchmarks
     seen = []
 
     class Terminal(io.StringIO):

@@ -5,10 +5,10 @@ from PIL import Image, PngImagePlugin
 from scipy.io import savemat
 from ctxseg_nb.cli import main
 from ctxseg_nb.core import IGNORE, Card
-from ctxseg_nb.data.blocks import segmentation_dls
-from ctxseg_nb.data.check import check_dataset
-from ctxseg_nb.data.datasets import CamVid, check_mask, image_size, known_datasets, load_image, load_mask, open_dataset, read_lines
-from ctxseg_nb.data.miniature import MINIATURES, little_mask, make_miniature
+from ctxseg_nb.data.dataloaders import segmentation_dls
+from ctxseg_nb.data.verify import check_dataset
+from ctxseg_nb.data.dataset import CamVid, check_mask, image_size, known_datasets, load_image, load_mask, open_dataset, read_lines
+from ctxseg_nb.testing.miniatures import MINIATURES, little_mask, make_miniature
 from ctxseg_nb.data.transforms import Augment
 from ctxseg_nb.models.segmentor import create_model, known_models
 from ctxseg_nb.training.learner import segmentation_learner, training_counts
@@ -169,7 +169,7 @@ def python(script, **environment):
 def test_every_data_set_has_a_miniature(tmp_path):
     "also where nothing else was imported before"
     assert set(NAMES) <= set(MINIATURES)
-    end = python(f"from ctxseg_nb.data.miniature import make_miniature; make_miniature('lip', {str(tmp_path/'lip')!r}); make_miniature('nope', 'x')")
+    end = python(f"from ctxseg_nb.testing.miniatures import make_miniature; make_miniature('lip', {str(tmp_path/'lip')!r}); make_miniature('nope', 'x')")
     assert (tmp_path/'lip'/'TrainVal_images').exists() and "no miniature 'nope', expected one of ade20k, camvid, ccp" in end.stderr
 
 
@@ -242,7 +242,7 @@ def test_pixel_limit(tmp_path, monkeypatch):
 
 def test_pixel_limit_of_the_environment(tmp_path):
     Image.new('L', (9, 10)).save(tmp_path/'p.png')
-    script = f"from ctxseg_nb.data.datasets import load_image; load_image({str(tmp_path/'p.png')!r})"
+    script = f"from ctxseg_nb.data.dataset import load_image; load_image({str(tmp_path/'p.png')!r})"
     ends = [python(script, CTXSEG_MAX_PIXELS=n) for n in ('80', '90', 'many')]
     assert [e.returncode for e in ends] == [1, 0, 1] and "CTXSEG_MAX_PIXELS: expected a number of pixels, found 'many'" in ends[2].stderr
 

@@ -5,17 +5,17 @@ from torch.utils._pytree import tree_flatten, tree_map
 from ctxseg_nb.core import IGNORE, default_device
 from ctxseg_nb.crf.dense import DenseCRF, boundary_band
 from ctxseg_nb.crf.guided import GuidanceCRF, guided_filter
-from ctxseg_nb.analysis.experiments import Tint
-from ctxseg_nb.analysis.frozen import OnFeatures, presence_scores, score_features
-from ctxseg_nb.analysis.random_fields import DENSE, after_dense
-from ctxseg_nb.inference.ensemble import LearnToCombine, candidates
-from ctxseg_nb.inference.evaluate import image_counts, labeller
-from ctxseg_nb.inference.multiscale import predict_multiscale
+from ctxseg_nb.experiments.suites import Tint
+from ctxseg_nb.experiments.frozen_features import OnFeatures, presence_scores, score_features
+from ctxseg_nb.experiments.crf_ablation import DENSE, after_dense
+from ctxseg_nb.evaluation.tta import LearnToCombine, candidates
+from ctxseg_nb.evaluation.evaluator import image_counts, labeller
+from ctxseg_nb.evaluation.sliding_window import predict_multiscale
 from ctxseg_nb.models.deepcrf import deepcrf
-from ctxseg_nb.models.guidance import WithField, oracle_classes
+from ctxseg_nb.models.class_guidance import WithField, oracle_classes
 from ctxseg_nb.models.segmentor import create_model, known_models, tell_progress
 from ctxseg_nb.training.losses import SegmentationLoss
-from ctxseg_nb.training.metrics import calibration_error, confusion_matrix, mean_iou, reliability
+from ctxseg_nb.evaluation.metrics import calibration_error, confusion_matrix, mean_iou, reliability
 
 MODELS, K = sorted(known_models()), 4
 

@@ -5,11 +5,11 @@ import numpy as np, pytest, torch, torch.distributed as dist
 from fastai.basics import AvgMetric, Callback, DataLoader, set_seed
 from torch import nn
 from ctxseg_nb.core import IGNORE, place_in_batch
-from ctxseg_nb.data.blocks import segmentation_dls
-from ctxseg_nb.data.miniature import make_miniature
+from ctxseg_nb.data.dataloaders import segmentation_dls
+from ctxseg_nb.testing.miniatures import make_miniature
 from ctxseg_nb.data.scenes import ContextScenes
 from ctxseg_nb.models.deepcrf import PairwiseNet, batch_edges, deepcrf, sub_iterations, _pair_loss
-from ctxseg_nb.training.asynchronous import AsynchronousPairs
+from ctxseg_nb.training.async_pairwise import AsynchronousPairs
 from ctxseg_nb.training.distributed import ShardedDL, distributed, on_ranks
 from ctxseg_nb.training.learner import segmentation_learner
 

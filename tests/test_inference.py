@@ -4,21 +4,21 @@ import numpy as np, pytest, torch
 from dataclasses import replace
 from PIL import Image
 from torch import nn
-import ctxseg_nb.inference.evaluate as evaluation
+import ctxseg_nb.evaluation.evaluator as evaluation
 from ctxseg_nb import cli
 from ctxseg_nb.core import IGNORE, IMAGENET_STATS, Card, labels_of
-from ctxseg_nb.data.blocks import dataset_dls, segmentation_dls
-from ctxseg_nb.data.datasets import known_datasets, open_dataset
-from ctxseg_nb.data.miniature import little_mask, make_miniature
-from ctxseg_nb.inference.ensemble import candidates
-from ctxseg_nb.inference.evaluate import evaluate_pictures, figures_of, image_counts, labeller, mean_iou_of, read_split, write_report
-from ctxseg_nb.inference.multiscale import predict_looks, predict_multiscale, sums_over_positions
+from ctxseg_nb.data.dataloaders import dataset_dls, segmentation_dls
+from ctxseg_nb.data.dataset import known_datasets, open_dataset
+from ctxseg_nb.testing.miniatures import little_mask, make_miniature
+from ctxseg_nb.evaluation.tta import candidates
+from ctxseg_nb.evaluation.evaluator import evaluate_pictures, figures_of, image_counts, labeller, mean_iou_of, read_split, write_report
+from ctxseg_nb.evaluation.sliding_window import predict_looks, predict_multiscale, sums_over_positions
 from ctxseg_nb.models.segmentor import create_model, known_models
-from ctxseg_nb.training.follow import follow, recipe_dls, score
+from ctxseg_nb.experiments.run_recipe import follow, recipe_dls, score
 from ctxseg_nb.training.learner import SegmentationLearner, segmentation_learner
 from ctxseg_nb.training.losses import SegmentationLoss
-from ctxseg_nb.training.metrics import MIoU, calibration_error, confusion_matrix, mean_iou, reliability
-from ctxseg_nb.training.recipes import filled, recipe
+from ctxseg_nb.evaluation.metrics import MIoU, calibration_error, confusion_matrix, mean_iou, reliability
+from ctxseg_nb.experiments.recipes import filled, recipe
 
 MIRROR = known_datasets()['lip'].card.mirror
 COLOURS = {0: (0, 0), 14: (255, 0), 15: (128, 221)}  # red and green of background, left arm and right arm

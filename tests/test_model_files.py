@@ -5,11 +5,11 @@ import matplotlib.pyplot as plt, numpy as np, pytest, torch
 from PIL import Image
 from ctxseg_nb.cli import main
 from ctxseg_nb.core import atomic_write, write_figure, write_json
-from ctxseg_nb.inference.export import export_onnx, export_program, load_exported, trace_model
+from ctxseg_nb.evaluation.export import export_onnx, export_program, load_exported, trace_model
 from ctxseg_nb.crf.guided import GuidanceCRF
 from ctxseg_nb.models.backbones import open_tensors
 from ctxseg_nb.models.deepcrf import deepcrf
-from ctxseg_nb.models.guidance import WithField
+from ctxseg_nb.models.class_guidance import WithField
 from ctxseg_nb.models.segmentor import create_model, known_models, load_model, save_model
 from safetensors.torch import save
 
@@ -312,7 +312,7 @@ def test_state_is_whole(name):
 
 FRESH = '''
 import sys, torch
-from ctxseg_nb.inference.export import load_exported
+from ctxseg_nb.evaluation.export import load_exported
 assert not [m for m in sys.modules if m.startswith('ctxseg_nb.models.deepcrf')], 'the modules of the models are imported when they are needed'
 for path in sys.argv[1:]:
     net, _ = load_exported(path)

@@ -7,13 +7,13 @@ from ctxseg_nb.crf import guided
 from ctxseg_nb.crf.dense import DenseCRF
 from ctxseg_nb.crf.graph import exact_crf, mean_field, pair_nll, piecewise_nll, range_box_edges
 from ctxseg_nb.crf.guided import GuidanceCRF, GuidedKernel, guided_filter
-from ctxseg_nb.inference.evaluate import labeller
+from ctxseg_nb.evaluation.evaluator import labeller
 from ctxseg_nb.models.encnet import SELoss, assign, encode, presence_target
-from ctxseg_nb.models.guidance import only_classes
-from ctxseg_nb.models.refine import WithScores, refined
+from ctxseg_nb.models.class_guidance import only_classes
+from ctxseg_nb.models.refinement import WithScores, refined
 from ctxseg_nb.models.segmentor import aux_loss, create_model, fcn, known_models
 from ctxseg_nb.training.losses import SegmentationLoss, count_labels, pixel_cross_entropy
-from ctxseg_nb.training.metrics import confusion_matrix
+from ctxseg_nb.evaluation.metrics import confusion_matrix
 
 MODELS = sorted(known_models())
 K, H, W = 4, 9, 11

@@ -8,11 +8,11 @@ from fastai.callback.training import GradientClip
 from safetensors.torch import load_file
 from torch import nn
 from ctxseg_nb.cli import main
-from ctxseg_nb.data.blocks import segmentation_dls
-from ctxseg_nb.data.miniature import little_pair, make_miniature
+from ctxseg_nb.data.dataloaders import segmentation_dls
+from ctxseg_nb.testing.miniatures import little_pair, make_miniature
 from ctxseg_nb.data.scenes import ContextScenes
 from ctxseg_nb.models.segmentor import create_model
-from ctxseg_nb.training.asynchronous import AsynchronousPairs
+from ctxseg_nb.training.async_pairwise import AsynchronousPairs
 from ctxseg_nb.training.checkpoint import Checkpoint, _encode, read_checkpoint
 from ctxseg_nb.training.distributed import distributed, on_ranks
 from ctxseg_nb.training.learner import segmentation_learner
@@ -388,7 +388,7 @@ def test_errors_of_the_command_are_one_line(pictures, tmp_path, capsys):
 
 CELLS = '''
 from fastai.basics import *
-from ctxseg_nb.data.blocks import scenes_dls
+from ctxseg_nb.data.dataloaders import scenes_dls
 from ctxseg_nb.training.checkpoint import Checkpoint
 from ctxseg_nb.training.learner import segmentation_learner
 class Stop(Callback):

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from ctxseg_nb.cli import main
-from ctxseg_nb.data.miniature import little_pair, make_miniature
+from ctxseg_nb.testing.miniatures import little_pair, make_miniature
 from ctxseg_nb.models.segmentor import known_models
 from ctxseg_nb.training.checkpoint import read_checkpoint
 
