@@ -176,32 +176,32 @@ def _curves(learn, file):
     b.set(xlabel='epoch', ylabel='points of a hundred', ylim=(0, 100)); b.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5))
     write_figure(file, fig)
 
-def _predictions(label, items, card, file):
+def _predictions(label, items, info, file):
     "Pictures, targets and predictions, with a legend"
     import numpy as np
     from ctxseg_nb.core import legend, show_rows, write_figure
     pictures, masks = zip(*items)
     labels = [label(picture) for picture in pictures]
-    axs = show_rows([pictures, masks, labels], names=['picture', 'target', 'prediction'], palette=card.palette)
+    axs = show_rows([pictures, masks, labels], names=['picture', 'target', 'prediction'], palette=info.palette)
     found = np.unique(np.concatenate([np.ravel(m) for m in (*masks, *labels)]))
-    legend(axs[0, 0].figure, card.codes, card.palette, found, loc='outside right upper')
+    legend(axs[0, 0].figure, info.class_names, info.palette, found, loc='outside right upper')
     write_figure(file, axs[0, 0].figure)
 
 # %% ../nbs/cli.ipynb #df3fab66
 def _leave(learn, out, size, items):
     "Score a training on whole pictures `items`, as `evaluate` does, and write model, figures and pictures into the folder `out`; the figures"
     from itertools import chain, islice
-    from ctxseg_nb.experiments.runner import surroundings
+    from ctxseg_nb.experiments.runner import environment
     from ctxseg_nb.core import IMAGENET_STATS, write_json
     from ctxseg_nb.evaluation.evaluator import evaluate_pictures, figures_of
     from ctxseg_nb.models.segmentor import save_model
-    out, card, items = Path(out), learn.dls.card, iter(items)
+    out, info, items = Path(out), learn.dls.info, iter(items)
     label, shown = _labeller(learn.model, dict(stats=IMAGENET_STATS), size), list(islice(items, 6))
-    counts = evaluate_pictures(label, chain(shown, items), card.n_classes)
-    figures = {k: float(v) for k, v in figures_of(counts, card).items()}
-    save_model(learn.model, out/'model', card.codes, card.palette, size=size)
-    write_json(out/'results.json', dict(figures=figures, made_with=surroundings()))
-    _curves(learn, out/'curves.png'); _predictions(label, shown, card, out/'predictions.png')
+    counts = evaluate_pictures(label, chain(shown, items), info.n_classes)
+    figures = {k: float(v) for k, v in figures_of(counts, info).items()}
+    save_model(learn.model, out/'model', info.class_names, info.palette, size=size)
+    write_json(out/'results.json', dict(figures=figures, made_with=environment()))
+    _curves(learn, out/'curves.png'); _predictions(label, shown, info, out/'predictions.png')
     return figures
 
 def _print_figures(figures):
@@ -326,12 +326,12 @@ def _plan(recipe, override, path):
     print(plan(_recipe(recipe, override), path))
 
 def _follow(recipe, override, path, out, seed, resume, start, steps, workers, device):
-    from ctxseg_nb.experiments.runner import surroundings
+    from ctxseg_nb.experiments.runner import environment
     from ctxseg_nb.experiments.run_recipe import follow
     r = _recipe(recipe, override)
     _train_on(device)
     if not path: raise ValueError(f'--recipe {recipe} needs --path, the folder of the data set {r.data}')
-    learn, figures = follow(r, path, out, seed, resume, steps, start, workers, dict(made_with=surroundings()))
+    learn, figures = follow(r, path, out, seed, resume, steps, start, workers, dict(made_with=environment()))
     if figures is None: return
     if learn.recorder.losses: _curves(learn, f'{out}/curves.png')
     _print_figures(figures)
@@ -350,7 +350,7 @@ def recipes(
 def cifar(
     path: str = None,       # the folder that holds cifar-10-batches-py
     model: Literal['encnet', 'resnet', 'seresnet'] = 'encnet',  # one of Table 6
-    codes: Count = None,    # of encnet: codewords of each block, 16 where not given
+    n_codes: Count = None,    # of encnet: codewords of each block, 16 where not given
     width: Count = 64,      # channels of the first stage
     epochs: Count = 600,    # passes over the training pictures
     lr: Rate = .1,          # at the first step
@@ -364,9 +364,9 @@ def cifar(
     from ctxseg_nb.core import write_figure
     from ctxseg_nb.experiments.cifar import plot_errors, train_cifar
     if not path: raise ValueError('cifar needs --path, the folder that holds cifar-10-batches-py')
-    if codes and model != 'encnet': raise ValueError(f'--codes does not apply with --model {model}: only encnet has codewords')
+    if n_codes and model != 'encnet': raise ValueError(f'--n-codes does not apply with --model {model}: only encnet has codewords')
     _train_on(device)
-    train_cifar(path, model, codes or 16, width, epochs, lr, bs, out, seed, resume)
+    train_cifar(path, model, n_codes or 16, width, epochs, lr, bs, out, seed, resume)
     write_figure(Path(out)/'curves.png', plot_errors({model: Path(out)/'curves.json'}).figure, bbox_inches='tight')
     print(f'look at {out}/curves.png')
 
@@ -437,35 +437,35 @@ def _test_pictures(folder, names=None):
     if missing := [n for n in wanted if n not in by_name]: raise ValueError(f'{names}: {len(missing)} of {len(wanted)} pictures are not in {folder}, {missing[0]} first')
     return [by_name[n] for n in wanted]
 
-def _labeller(net, info, size, multiscale=False, mirror=None):
+def _labeller(net, saved, size, multiscale=False, mirror=None):
     "Picture → labels at its own size. The network sees it at `size`, or as it is; with `multiscale` at six scales and mirrored, through windows of `size`"
     from ctxseg_nb.evaluation.evaluator import labeller
     from ctxseg_nb.evaluation.sliding_window import SCALES, sums_over_positions
     looks = dict(size=size)
     if multiscale: looks = dict(base=size and max(size), scales=SCALES, flip=True, crop=size, fill=sums_over_positions(net), mirror=mirror)
-    if info.get('fixed'): looks |= dict(crop=info['fixed'], fill=True)
-    return labeller(net, stats=info['stats'], **looks)
+    if saved.get('fixed'): looks |= dict(crop=saved['fixed'], fill=True)
+    return labeller(net, stats=saved['stats'], **looks)
 
-def _submit(label, info, kind, files, out):
+def _submit(label, saved, kind, files, out):
     from ctxseg_nb.evaluation.evaluator import SERVERS, write_submission
-    if kind in SERVERS and len(info['codes']) != len(SERVERS[kind].ids):
-        raise ValueError(f'--submission {kind}: expected a model of {len(SERVERS[kind].ids)} classes, found {len(info["codes"])}')
+    if kind in SERVERS and len(saved['class_names']) != len(SERVERS[kind].ids):
+        raise ValueError(f'--submission {kind}: expected a model of {len(SERVERS[kind].ids)} classes, found {len(saved["class_names"])}')
     found = write_submission(label, files, out, kind)
     print(f'{len(found)} files of labels in {found[0].parent}')
 
 # %% ../nbs/cli.ipynb #6a9c1ce1
-def _check_codes(card, info, model, data):
-    if list(card.codes) != list(info['codes']):
-        raise ValueError(f'{model}: was trained on {len(info["codes"])} other classes ({", ".join(info["codes"][:3])}, ...) than {data} has ({", ".join(card.codes[:3])}, ...)')
+def _check_codes(info, saved, model, data):
+    if list(info.class_names) != list(saved['class_names']):
+        raise ValueError(f'{model}: was trained on {len(saved["class_names"])} other classes ({", ".join(saved["class_names"][:3])}, ...) than {data} has ({", ".join(info.class_names[:3])}, ...)')
 
 def _whole_pictures(data, path, size, min_photos):
-    "Validation pictures with their masks, each at its own size, and the card of the data set; no other split is needed"
+    "Validation pictures with their masks, each at its own size, and the `DatasetInfo` of the data set; no other split is needed"
     from ctxseg_nb.data.dataloaders import VALID_SEED
     from ctxseg_nb.data.scenes import ContextScenes
     from ctxseg_nb.evaluation.evaluator import read_split
-    if data == 'scenes': return ContextScenes(200, _scene_side(size, path, min_photos), VALID_SEED), ContextScenes.card
+    if data == 'scenes': return ContextScenes(200, _scene_side(size, path, min_photos), VALID_SEED), ContextScenes.info
     ds = _open(data, path, min_photos)
-    return read_split(ds), ds.card
+    return read_split(ds), ds.info
 
 # %% ../nbs/cli.ipynb #c041fabf
 @command
@@ -492,28 +492,28 @@ def evaluate(
 def _load(model, size, trust, device):
     "Network on a device, what is known about it, and the size at which it sees pictures"
     from ctxseg_nb.evaluation.export import Exported, load_exported
-    net, info = load_exported(model, trust)
+    net, saved = load_exported(model, trust)
     if isinstance(net, Exported) and device != 'auto' and _device(device).type != 'cpu':
         raise ValueError(f'--device {device}: {model} is an exported graph, which computes on the CPU')
-    return net.to(_device(device)), info, size or info['size']
+    return net.to(_device(device)), saved, size or saved['size']
 
 def _label_pictures(model, size, multiscale, out, submission, pictures, names, trust, device):
     files = _test_pictures(pictures, names)
-    net, info, size = _load(model, size, trust, device)
-    _submit(_labeller(net, info, size, multiscale), info, submission, files, out or submission)
+    net, saved, size = _load(model, size, trust, device)
+    _submit(_labeller(net, saved, size, multiscale), saved, submission, files, out or submission)
 
 def _score(model, data, path, size, min_photos, multiscale, out, trust, device):
     from ctxseg_nb.evaluation.evaluator import evaluate_pictures
-    net, info, size = _load(model, size, trust, device)
-    items, card = _whole_pictures(data, path, size or (96, 96), min_photos)
-    _check_codes(card, info, model, data)
-    _report(evaluate_pictures(_labeller(net, info, size, multiscale, card.mirror), items, card.n_classes), card, out)
+    net, saved, size = _load(model, size, trust, device)
+    items, info = _whole_pictures(data, path, size or (96, 96), min_photos)
+    _check_codes(info, saved, model, data)
+    _report(evaluate_pictures(_labeller(net, saved, size, multiscale, info.mirror), items, info.n_classes), info, out)
 
-def _report(counts, card, out):
+def _report(counts, info, out):
     from ctxseg_nb.evaluation.evaluator import figures_of, mean_iou_of, write_report
-    _print_figures({code: mean_iou_of(c[None]) for code, c in zip(card.codes, counts.sum(0))} | figures_of(counts, card))
+    _print_figures({code: mean_iou_of(c[None]) for code, c in zip(info.class_names, counts.sum(0))} | figures_of(counts, info))
     if out:
-        write_report(counts, card, out)
+        write_report(counts, info, out)
         print(f'look at {out}/report.png')
 
 # %% ../nbs/cli.ipynb #e99b1965
@@ -529,14 +529,14 @@ def predict(
     "Segment pictures; one that cannot be read is named and left out"
     from ctxseg_nb.data.dataset import load_image
     files, faults = _picture_files(images)
-    net, info, size = _load(model, size, trust, device)
-    label = _labeller(net, info, size)
+    net, saved, size = _load(model, size, trust, device)
+    label = _labeller(net, saved, size)
     names = _free_names(files, Path(out))
     for file, name in zip(files, names):
         try: image = load_image(file)
         except (OSError, ValueError) as e: faults.append(str(e))
         else:
-            _write_prediction(image, label(image), info, Path(out)/name)
+            _write_prediction(image, label(image), saved, Path(out)/name)
             print(f'{file} -> {out}/{name}.png, {out}/{name}-overlay.png', flush=True)
     if faults: raise LeftOut(faults)
 
@@ -583,15 +583,15 @@ def _free_names(files, out):
     return names
 
 # %% ../nbs/cli.ipynb #53452165
-def _write_prediction(image, labels, info, base):
+def _write_prediction(image, labels, saved, base):
     import numpy as np
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
     from ctxseg_nb.core import atomic_write, colorize
     mark = PngInfo()
     mark.add_text('Software', 'ctxseg predict')
-    index = Image.fromarray(labels); index.putpalette(info['palette'].ravel().tolist())
-    overlay = Image.fromarray((.5*image + .5*colorize(labels, info['palette'])).astype(np.uint8))
+    index = Image.fromarray(labels); index.putpalette(saved['palette'].ravel().tolist())
+    overlay = Image.fromarray((.5*image + .5*colorize(labels, saved['palette'])).astype(np.uint8))
     for im, file in ((index, f'{base}.png'), (overlay, f'{base}-overlay.png')):
         with atomic_write(file) as tmp: im.save(tmp, format='PNG', pnginfo=mark)
 
@@ -607,9 +607,9 @@ def export(
     from ctxseg_nb.models.segmentor import load_model
     writers = {'.onnx': export_onnx, '.pt2': export_program}
     if Path(out).suffix not in writers: raise ValueError(f'{out}: expected a file that ends in .onnx or .pt2')
-    net, info = load_model(model)
+    net, saved = load_model(model)
     graph = trace_model(net, fixed=fixed) if fixed else net
-    writers[Path(out).suffix](graph, out, info['codes'], info['palette'], info['stats'], info['size'])
+    writers[Path(out).suffix](graph, out, saved['class_names'], saved['palette'], saved['stats'], saved['size'])
     print(f'{model} -> {out}')
 
 # %% ../nbs/cli.ipynb #6cd1d046

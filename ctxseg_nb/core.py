@@ -17,11 +17,11 @@ try: import fcntl
 except ImportError: fcntl = None  # Windows, where nothing keeps two writers of one file apart
 
 # %% auto #0
-__all__ = ['IGNORE', 'IMAGENET_STATS', 'VOID_COLOUR', 'LOG_ZERO', 'check_n_classes', 'Card', 'palette', 'colorize', 'show_rows',
-           'legend', 'atomic_write', 'write_json', 'write_figure', 'check_labels', 'check_options', 'progress',
-           'can_check_values', 'finite_scores', 'labels_of', 'check_positive', 'check_share', 'plain',
+__all__ = ['IGNORE', 'IMAGENET_STATS', 'VOID_COLOUR', 'LOG_ZERO', 'check_n_classes', 'DatasetInfo', 'palette', 'colorize',
+           'show_rows', 'legend', 'atomic_write', 'write_json', 'write_figure', 'check_labels', 'check_options',
+           'progress', 'can_check_values', 'finite_scores', 'labels_of', 'check_positive', 'check_share', 'plain',
            'at_least_float32', 'highest_precision', 'full_precision', 'default_device', 'shared_mean', 'place_in_batch',
-           'shared_generator', 'checksum', 'real_data', 'keep_memory']
+           'shared_generator', 'checksum', 'real_data', 'tune_malloc']
 
 # %% ../nbs/30_core.ipynb #290a87b6
 IGNORE = 255  # label of void pixels, in every mask of this library
@@ -38,30 +38,30 @@ def check_n_classes(
 
 # %% ../nbs/30_core.ipynb #ee4d6e88
 @dataclass(frozen=True, eq=False)
-class Card:
+class DatasetInfo:
     "What is known about a data set beside its pictures"
     name: str                   # short name, as on the command line
-    codes: tuple[str, ...]      # class names, in the order of their labels
+    class_names: tuple[str, ...]      # class names, in the order of their labels
     palette: np.ndarray = None  # (K, 3) uint8 colours, read-only; `palette(K)` where not given
     background: int | None = None  # label that papers leave out of the mean, if any
     groups: dict[str, tuple[int, ...]] = field(default_factory=dict)  # labels that are scored apart
     mirror: tuple[int, ...] | None = None  # (K,) the label that each label has in a mirror; the same where not given
 
     def __post_init__(self):
-        check_n_classes(len(self.codes), self.name)
-        colours = np.array(palette(len(self.codes)) if self.palette is None else self.palette, np.uint8)
+        check_n_classes(len(self.class_names), self.name)
+        colours = np.array(palette(len(self.class_names)) if self.palette is None else self.palette, np.uint8)
         colours.flags.writeable = False
-        object.__setattr__(self, 'codes', tuple(self.codes))
+        object.__setattr__(self, 'class_names', tuple(self.class_names))
         object.__setattr__(self, 'palette', colours)
 
     @property
-    def n_classes(self): return len(self.codes)
+    def n_classes(self): return len(self.class_names)
 
-    def _parts(self): return self.name, self.codes, self.palette.tolist(), self.background, {k: tuple(v) for k, v in self.groups.items()}
+    def _parts(self): return self.name, self.class_names, self.palette.tolist(), self.background, {k: tuple(v) for k, v in self.groups.items()}
 
-    def __eq__(self, other): return self._parts() == other._parts() if isinstance(other, Card) else NotImplemented
+    def __eq__(self, other): return self._parts() == other._parts() if isinstance(other, DatasetInfo) else NotImplemented
 
-    def __hash__(self): return hash((self.name, self.codes))
+    def __hash__(self): return hash((self.name, self.class_names))
 
 # %% ../nbs/30_core.ipynb #ca0a72d6
 def palette(
@@ -112,15 +112,15 @@ def _show(ax, im, palette):
 # %% ../nbs/30_core.ipynb #3c1e2cd1
 def legend(
     ax,                   # matplotlib axes (or a figure)
-    codes,                # class names
+    class_names,                # class names
     palette: np.ndarray,  # (K, 3) uint8
     labels=None,          # labels to name; all where not given
     **kwargs,             # to matplotlib's `legend`
 ):
     "Colour patches with class names"
     from matplotlib.patches import Patch
-    labels = range(len(codes)) if labels is None else [int(l) for l in labels if l != IGNORE]
-    patches = [Patch(facecolor=palette[l]/255., label=codes[l]) for l in labels]
+    labels = range(len(class_names)) if labels is None else [int(l) for l in labels if l != IGNORE]
+    patches = [Patch(facecolor=palette[l]/255., label=class_names[l]) for l in labels]
     return ax.legend(handles=patches, **{'fontsize': 7, 'frameon': False, **kwargs})
 
 # %% ../nbs/30_core.ipynb #a04c4fcf
@@ -378,7 +378,7 @@ def real_data(
     print(f'skipped: no {name} beside the project or in $CTXSEG_DATA')
 
 # %% ../nbs/30_core.ipynb #0e847477
-def keep_memory(
+def tune_malloc(
     limit: int = 1 << 30,  # bytes: blocks up to here stay with the process when freed
 ) -> bool:  # whether the C library took the settings; False where it is not glibc
     "Tell glibc to keep freed memory for the next training step rather than to return it page by page"

@@ -6,7 +6,7 @@ NUMBERS = [
     ('train', 'epochs', True), ('train', 'bs', True), ('train', 'lr', False), ('train', 'head-lr', False), ('train', 'min-photos', True),
     ('train', 'seed', True), ('train', 'accumulate', True), ('train --recipe {recipe}', 'steps', True), ('train', 'workers', True),
     ('train --recipe {recipe}', 'seed', True), ('train --recipe {recipe}', 'workers', True),
-    ('cifar --path {folder}', 'codes', True), ('cifar --path {folder}', 'width', True), ('cifar --path {folder}', 'epochs', True),
+    ('cifar --path {folder}', 'n_codes', True), ('cifar --path {folder}', 'width', True), ('cifar --path {folder}', 'epochs', True),
     ('cifar --path {folder}', 'lr', False), ('cifar --path {folder}', 'bs', True), ('cifar --path {folder}', 'seed', True),
     ('experiment scenes', 'seeds', True), ('evaluate {model}', 'min-photos', True),
     ('data --check camvid {camvid}', 'most', True),
@@ -246,9 +246,9 @@ cifar --path {none} | cifar-10-batches-py
 cifar --path {folder} | data_batch_1: expected a file of CIFAR-10, found none
 cifar --path {file} | file.txt
 cifar --path {folder} --model fcn | --model; 'fcn'
-cifar --path {folder} --model resnet --codes 8 | --codes does not apply with --model resnet
-cifar --path {folder} --model seresnet --codes 16 | --codes does not apply with --model seresnet
-cifar --path {folder} --codes 0 | --codes; from 1
+cifar --path {folder} --model resnet --n-codes 8 | --n-codes does not apply with --model resnet
+cifar --path {folder} --model seresnet --n-codes 16 | --n-codes does not apply with --model seresnet
+cifar --path {folder} --n-codes 0 | --n-codes; from 1
 cifar --path {folder} --lr 0 | --lr; '0'
 cifar --path {folder} --weights x | no option '--weights'
 experiment scene | unknown experiment 'scene'; did you mean scenes

@@ -12,7 +12,7 @@ def picture(h=8, w=9): return np.zeros((h, w, 3), np.uint8)
 def model(name='fcn', **options): return create_model(name, K, **options)
 def loss(z, y, **options): return SegmentationLoss(**options)(z, y)
 def dls(**options): return segmentation_dls([(picture(), np.arange(72).reshape(8, 9) % K)]*4, [(picture(), np.zeros((8, 9), np.uint8))],
-                                            Card('five', tuple('abcde')), **{'bs': 2, **options})
+                                            DatasetInfo('five', tuple('abcde')), **{'bs': 2, **options})
 def learner(**options): return segmentation_learner(dls(), **options)
 def field(**options): return DenseCRF(**{**dict(theta_alpha=8., theta_beta=5., theta_gamma=3., w_bilateral=1., w_spatial=1.), **options})
 def looks(**options): return predict_multiscale(model(), options.pop('image', r(3, 16, 16)), **{'scales': (1,), **options})
@@ -72,7 +72,7 @@ CALLS = {   # what is wrong → call, words of the error
     'scene of 8 pixels': (lambda: ContextScenes(3, size=8), '32'),
     'negative number of scenes': (lambda: ContextScenes(-3), '-3'),
     'fewer scenes than a batch': (lambda: scenes_dls(4, 4, 48, bs=8), 'batch'),
-    'no validation pictures': (lambda: segmentation_dls([(picture(), np.zeros((8, 9), np.uint8))]*4, [], Card('one', ('a',)), bs=2), 'validation'),
+    'no validation pictures': (lambda: segmentation_dls([(picture(), np.zeros((8, 9), np.uint8))]*4, [], DatasetInfo('one', ('a',)), bs=2), 'validation'),
     'image that is not there': (lambda: load_image('/nowhere.png'), '/nowhere.png'),
     'image that is a folder': (lambda: load_image('/tmp'), '/tmp'),
     'mask that is not there': (lambda: load_mask('/nowhere.png'), '/nowhere.png'),

@@ -69,7 +69,7 @@ def world(tmp_path_factory):
     (root/'cut.safetensors').write_bytes((root/'cut.safetensors').read_bytes()[:500])
     (root/'nocard.safetensors').write_bytes(b'8' + (root/'nocard.safetensors').read_bytes())
     (root/'nocard.json').unlink()
-    save_file(create_model('fcn', 4, width=8).state_dict(), root/'other.safetensors')   # tensors without a card
+    save_file(create_model('fcn', 4, width=8).state_dict(), root/'other.safetensors')   # tensors without a info
     known_datasets()
     found['context'] = make_miniature('pascal_context', root/'context')
     from ctxseg_nb.experiments.recipes import RECIPES

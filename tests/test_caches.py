@@ -7,7 +7,7 @@ from torch import nn
 from ctxseg_nb.experiments import frozen_features as frozen
 from ctxseg_nb.experiments.runner import read_results
 from ctxseg_nb.experiments.frozen_features import frozen_features
-from ctxseg_nb.core import IGNORE, Card
+from ctxseg_nb.core import IGNORE, DatasetInfo
 from ctxseg_nb.data.dataloaders import scenes_dls
 from ctxseg_nb.data.dataset import known_datasets, open_dataset
 from ctxseg_nb.testing.miniatures import little_picture, make_miniature
@@ -205,17 +205,17 @@ def test_scenes_cannot_be_changed_for_the_next_loaders():
 
 @pytest.mark.parametrize('name', sorted(known_datasets()))
 def test_what_all_data_sets_of_a_class_share_is_read_only(name):
-    for key in ('table', 'card'):
+    for key in ('table', 'info'):
         shared = getattr(known_datasets()[name], key, None)
-        array = shared.palette if isinstance(shared, Card) else shared
+        array = shared.palette if isinstance(shared, DatasetInfo) else shared
         assert array is None or not array.flags.writeable
 
 
 def test_cards_are_equal_by_content():
-    make = lambda **changed: Card(**(dict(name='n', codes=('a', 'b'), palette=np.eye(2, 3), background=0, groups=dict(g=(1,))) | changed))
+    make = lambda **changed: DatasetInfo(**(dict(name='n', class_names=('a', 'b'), palette=np.eye(2, 3), background=0, groups=dict(g=(1,))) | changed))
     card = make()
-    assert card == make() == make(codes=['a', 'b'], groups=dict(g=[1])) and hash(card) == hash(make()) and len({card, make()}) == 1
-    for changed in (dict(name='m'), dict(codes=('a', 'c')), dict(palette=np.ones((2, 3))), dict(background=None), dict(groups={})):
+    assert card == make() == make(class_names=['a', 'b'], groups=dict(g=[1])) and hash(card) == hash(make()) and len({card, make()}) == 1
+    for changed in (dict(name='m'), dict(class_names=('a', 'c')), dict(palette=np.ones((2, 3))), dict(background=None), dict(groups={})):
         assert card != make(**changed)
     assert card != 'n' and replace(card, name='m').palette.tolist() == card.palette.tolist()
     assert pickle.loads(pickle.dumps(card)) == copy.deepcopy(card) == card
@@ -225,4 +225,4 @@ def test_cards_are_equal_by_content():
 def test_cards_of_data_sets_are_equal(tmp_path):
     for name in known_datasets():
         path = make_miniature(name, tmp_path/name)
-        assert open_dataset(name, path).card == open_dataset(name, path).card
+        assert open_dataset(name, path).info == open_dataset(name, path).info

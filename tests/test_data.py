@@ -4,7 +4,7 @@ import numpy as np, pytest, torch
 from PIL import Image, PngImagePlugin
 from scipy.io import savemat
 from ctxseg_nb.cli import main
-from ctxseg_nb.core import IGNORE, Card
+from ctxseg_nb.core import IGNORE, DatasetInfo
 from ctxseg_nb.data.dataloaders import segmentation_dls
 from ctxseg_nb.data.verify import check_dataset
 from ctxseg_nb.data.dataset import CamVid, check_mask, image_size, known_datasets, load_image, load_mask, open_dataset, read_lines
@@ -14,7 +14,7 @@ from ctxseg_nb.models.segmentor import create_model, known_models
 from ctxseg_nb.training.learner import segmentation_learner, training_counts
 from ctxseg_nb.training.losses import SegmentationLoss, class_weights, pixel_cross_entropy
 
-CARD = Card('toy', ('a', 'b', 'c'))
+CARD = DatasetInfo('toy', ('a', 'b', 'c'))
 NAMES = sorted(known_datasets())
 MODELS = sorted(known_models())
 LISTS = dict(camvid='codes.txt', ccp='train.txt', voc2012='VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt',
@@ -61,7 +61,7 @@ def test_reads(name, whole):
         for image, mask in ds.split(split):
             picture, labels = ds.read(image), ds.read_mask(mask)
             assert picture.dtype == labels.dtype == np.uint8 and picture.shape == (*labels.shape, 3)
-            assert ((labels < ds.card.n_classes) | (labels == IGNORE)).all()
+            assert ((labels < ds.info.n_classes) | (labels == IGNORE)).all()
             if name != 'siftflow': assert image_size(image) == picture.shape[:2]
 
 
@@ -135,7 +135,7 @@ def test_byte_order_mark_and_windows_line_ends(name, whole, copied):
     text = (path/LISTS[name]).read_text()
     (path/LISTS[name]).write_bytes(('\ufeff' + '\r\n'.join(line + '  ' for line in text.splitlines()) + '\r\n').encode())
     old, new = (open_dataset(name, p) for p in (whole(name), path))
-    assert old.card == new.card
+    assert old.info == new.info
     assert [[f.name for f in pair] for pair in old.split('train')] == [[f.name for f in pair] for pair in new.split('train')]
 
 
@@ -176,7 +176,7 @@ def test_every_data_set_has_a_miniature(tmp_path):
 def test_class_names_with_blanks(copied):
     path = copied('camvid')
     (path/'codes.txt').write_text((path/'codes.txt').read_text().replace('sign', 'traffic sign'))
-    assert CamVid(path).card.codes[6] == 'traffic sign'
+    assert CamVid(path).info.class_names[6] == 'traffic sign'
 
 
 @pytest.mark.parametrize('segmentation', [[], [[1, 2]], [[]], dict(size=[3, 4], counts=[2, 3]), None, 7])
@@ -296,7 +296,7 @@ def test_arrays_that_are_no_masks(mask, words):
 
 def loaders(*masks, n_classes=2):
     pairs = [(np.zeros((8, 8, 3), np.uint8), np.asarray(m, np.uint8)) for m in masks]
-    return segmentation_dls(pairs, pairs[:1], Card('toy', tuple('abc'[:n_classes])), bs=2, flip=0, device='cpu')
+    return segmentation_dls(pairs, pairs[:1], DatasetInfo('toy', tuple('abc'[:n_classes])), bs=2, flip=0, device='cpu')
 
 
 @pytest.mark.parametrize('weights', ['sqrt', None])

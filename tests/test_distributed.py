@@ -79,7 +79,7 @@ OPTIONS = dict(mcibi=dict(init='first_mean'), deepcrf=dict(width=16), encnet={},
 
 def learner(name, dtype=torch.float64, n=22, n_valid=5, bs=4, workers=0, **options):
     set_seed(0, reproducible=True)
-    dls = segmentation_dls(scenes(n, 0), scenes(n_valid, 1), ContextScenes.card, bs=bs, flip=0., num_workers=workers)
+    dls = segmentation_dls(scenes(n, 0), scenes(n_valid, 1), ContextScenes.info, bs=bs, flip=0., num_workers=workers)
     if name == 'deepcrf': model = deepcrf(24, width=16, block_width=8, scales=(1,), shared_features=True, sample=300, backbone_options=dict(width=8))
     else: model = name
     more = {} if name == 'deepcrf' else dict(backbone_options=dict(width=8), dropout=0., **OPTIONS[name])

@@ -6,7 +6,7 @@ from PIL import Image
 from torch import nn
 import ctxseg_nb.evaluation.evaluator as evaluation
 from ctxseg_nb import cli
-from ctxseg_nb.core import IGNORE, IMAGENET_STATS, Card, labels_of
+from ctxseg_nb.core import IGNORE, IMAGENET_STATS, DatasetInfo, labels_of
 from ctxseg_nb.data.dataloaders import dataset_dls, segmentation_dls
 from ctxseg_nb.data.dataset import known_datasets, open_dataset
 from ctxseg_nb.testing.miniatures import little_mask, make_miniature
@@ -20,7 +20,7 @@ from ctxseg_nb.training.losses import SegmentationLoss
 from ctxseg_nb.evaluation.metrics import MIoU, calibration_error, confusion_matrix, mean_iou, reliability
 from ctxseg_nb.experiments.recipes import filled, recipe
 
-MIRROR = known_datasets()['lip'].card.mirror
+MIRROR = known_datasets()['lip'].info.mirror
 COLOURS = {0: (0, 0), 14: (255, 0), 15: (128, 221)}  # red and green of background, left arm and right arm
 COMBINATIONS = 'prob', 'logit', 'avg', 'max', 'avgmax', 'learnt'
 LOOKS = dict(whole={}, scales=dict(scales=(.5, 1., 1.5)), windows=dict(windows=True, crop=40), shorter_side=dict(side=96), squeezed=dict(side=(72, 72)))
@@ -104,7 +104,7 @@ def test_learner_turns_mirrored_predictions_back(arms):
 
 def test_tta_of_pictures_of_different_sizes_and_without_masks(arms):
     pairs = [(np.full((h, w, 3), 90, np.uint8), little_mask([0, 1], (h, w))) for h, w in ((20, 30), (24, 16))]
-    dls = segmentation_dls(pairs, pairs, Card('two', ('a', 'b')), bs=1, device='cpu')
+    dls = segmentation_dls(pairs, pairs, DatasetInfo('two', ('a', 'b')), bs=1, device='cpu')
     learn = segmentation_learner(dls, 'encnet')
     with learn.no_bar(): found, targets = learn.tta(scales=(.5, 1), crop=32)
     assert [tuple(p.shape) for p in found] == [(2, 20, 30), (2, 24, 16)] and [tuple(t.shape) for t in targets] == [(20, 30), (24, 16)]
@@ -125,7 +125,7 @@ def test_looks_together_and_apart_are_the_same():
 
 # one meaning of miou, on a data set with background
 
-PETS = Card('pets', ('background', 'cat', 'dog'), background=0)
+PETS = DatasetInfo('pets', ('background', 'cat', 'dog'), background=0)
 
 
 def test_miou_means_one_thing(tmp_path):
@@ -253,7 +253,7 @@ def test_predictions_are_what_is_scored(trained):
 
 
 def test_normalisation_of_the_model_file(trained, tmp_path):
-    "Another mean and standard deviation in a model's card reach the network"
+    "Another mean and standard deviation in a model's info reach the network"
     from ctxseg_nb.models.segmentor import load_model
     tmp, seen = trained[0], []
     net, info = load_model(tmp/'run'/'model')

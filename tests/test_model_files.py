@@ -293,7 +293,7 @@ def test_round_trip(name, tmp_path):
     (tmp_path/'net.v1.json').unlink()
     for end in ('', '.json', '.safetensors'): again, info = load_model(tmp_path/f'net.v1{end}')
     assert same_state(again, net) and again.config == net.config and not again.training
-    assert (info['codes'], info['size']) == (['a', 'b', 'c'], [17, 24])
+    assert (info['class_names'], info['size']) == (['a', 'b', 'c'], [17, 24])
     with torch.no_grad(): assert torch.equal(again(x), net.eval()(x))
 
 
@@ -350,7 +350,7 @@ def saved(tmp_path):
 def test_older_form_is_read(saved):
     folder, net = saved
     again, info = load_model(older(folder, (folder/'a.json').read_text()))
-    assert same_state(again, net) and info['codes'] == ['sky', 'sea', 'land']
+    assert same_state(again, net) and info['class_names'] == ['sky', 'sea', 'land']
     (folder/'older.json').unlink()
     with pytest.raises(FileNotFoundError, match='older.json: no such file, and .*older.safetensors itself holds no model card'): load_model(folder/'older')
 
@@ -376,8 +376,8 @@ def test_reader_never_sees_two_models_mixed(tmp_path):
     seen = set()
     while writer.is_alive() or not seen:
         net, info = load_model(tmp_path/'m')
-        width = len(info['codes'])
-        assert net.config['n_classes'] == width and info['codes'] == [f'{width}']*width and info['stats'][0] == [width]*3
+        width = len(info['class_names'])
+        assert net.config['n_classes'] == width and info['class_names'] == [f'{width}']*width and info['stats'][0] == [width]*3
         assert net.head.classify[1].bias.tolist() == [width]*width
         seen.add(width)
     writer.join()
@@ -396,17 +396,17 @@ def test_file_replaced_between_its_head_and_its_values(tmp_path, monkeypatch):
         return open_values(*args, **kwargs)
     monkeypatch.setattr(torch.UntypedStorage, 'from_file', replace_first)
     net, info = load_model(tmp_path/'m')
-    width = len(info['codes'])
-    assert info['codes'] == [f'{width}']*width and net.head.classify[1].bias.tolist() == [width]*width
+    width = len(info['class_names'])
+    assert info['class_names'] == [f'{width}']*width and net.head.classify[1].bias.tolist() == [width]*width
 
 
 # ---- What is wrong in a file is said in one line
 
 WRONG_CARDS = [   # path of the entry, its value ('del': it is missing), what the message has to say
     ('format', 9, 'format 1, found 9'), ('format', 'del', 'format 1, found None'),
-    ('codes', 'del', 'codes: expected a list of 3 class names, found no such entry'), ('codes', None, 'codes: expected a list of 3'), ('codes', 'abc', 'codes'),
-    ('codes', ['a', 'b'], 'codes: expected a list of 3 class names, found a list of 2'), ('codes', ['a', 'b', None], 'codes'), ('codes', ['a', 'b', 3], 'codes'),
-    ('codes', ['a', 'b', ''], 'codes'), ('codes', ['a', 'b', '\x1b[31mred'], 'codes'), ('codes', ['a', 'b', 'x'*10**6], 'codes'),
+    ('class_names', 'del', 'class_names: expected a list of 3 class names, found no such entry'), ('class_names', None, 'class_names: expected a list of 3'), ('class_names', 'abc', 'class_names'),
+    ('class_names', ['a', 'b'], 'class_names: expected a list of 3 class names, found a list of 2'), ('class_names', ['a', 'b', None], 'class_names'), ('class_names', ['a', 'b', 3], 'class_names'),
+    ('class_names', ['a', 'b', ''], 'class_names'), ('class_names', ['a', 'b', '\x1b[31mred'], 'class_names'), ('class_names', ['a', 'b', 'x'*10**6], 'class_names'),
     ('palette', ['#ffffff']*2, 'palette: expected a list of 3 colours'), ('palette', ['#fff']*3, 'palette'), ('palette', ['white']*3, 'palette'),
     ('palette', [[1, 2, 3]]*3, 'palette'), ('palette', None, 'palette'), ('palette', 'del', 'palette'),
     ('mean', [float('nan')]*3, 'NaN'), ('mean', [0, 0], 'mean: expected three numbers'), ('mean', ['0']*3, 'mean'), ('mean', [True]*3, 'mean'), ('mean', [1e9]*3, 'mean'),
@@ -415,7 +415,7 @@ WRONG_CARDS = [   # path of the entry, its value ('del': it is missing), what th
     ('config', None, 'config: expected how the model is built, found None'), ('config', 'del', 'config'), ('config', [], 'config'),
     ('config.model', 'gapp', "unknown model 'gapp'; did you mean gap"), ('config.model', ['gap'], 'config: model: expected a name'), ('config.model', 'del', 'model'),
     ('config.n_classes', 0, 'n_classes'), ('config.n_classes', -1, 'n_classes'), ('config.n_classes', 10**9, 'n_classes'), ('config.n_classes', True, 'n_classes'),
-    ('config.n_classes', 3., 'n_classes'), ('config.n_classes', '3', 'n_classes'), ('config.n_classes', 4, 'codes: expected a list of 4'), ('config.n_classes', 10**400, 'n_classes'),
+    ('config.n_classes', 3., 'n_classes'), ('config.n_classes', '3', 'n_classes'), ('config.n_classes', 4, 'class_names: expected a list of 4'), ('config.n_classes', 10**400, 'n_classes'),
     ('config.backbone', 'tinny', "unknown backbone 'tinny'; did you mean tiny"), ('config.backbone', 'hf-hub:timm/resnet18.a1_in1k', 'unknown backbone'),
     ('config.backbone', 'local-dir:/tmp', 'unknown backbone'), ('config.backbone', '../tiny', 'unknown backbone'), ('config.backbone', None, 'backbone: expected a name'),
     ('config.backbone_options', None, 'backbone_options'), ('config.backbone_options', {'pretrained': True}, 'none that opens a file or downloads'),
@@ -498,12 +498,12 @@ def test_truncated_file(saved, cut):
 
 
 @pytest.mark.parametrize('said, change', [
-    ('codes: expected a list of 3 class names', dict(codes='ab')), ('codes', dict(codes=['a', 'b', None])), ('palette', dict(palette=np.zeros((2, 3), np.uint8))),
+    ('class_names: expected a list of 3 class names', dict(class_names='ab')), ('class_names', dict(class_names=['a', 'b', None])), ('palette', dict(palette=np.zeros((2, 3), np.uint8))),
     ('std: expected three numbers above 0', dict(stats=([0]*3, [0]*3))), ('mean', dict(stats=([np.nan]*3, [1]*3))), ('size', dict(size=(0, 3))), ('size', dict(size=(3,)))])
 def test_save_refuses_what_cannot_be_read(saved, said, change):
     folder, net = saved
     before = {f.name: f.read_bytes() for f in folder.iterdir()}
-    with pytest.raises(ValueError, match=f'a: {said}'): save_model(net, folder/'a', **dict(codes='abc') | change)
+    with pytest.raises(ValueError, match=f'a: {said}'): save_model(net, folder/'a', **dict(class_names='abc') | change)
     assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
 
 

@@ -2,7 +2,7 @@
 from types import SimpleNamespace
 import numpy as np, pytest, torch
 from torch.nn import functional as F
-from ctxseg_nb.core import IGNORE, LOG_ZERO, Card, can_check_values, check_labels, finite_scores
+from ctxseg_nb.core import IGNORE, LOG_ZERO, DatasetInfo, can_check_values, check_labels, finite_scores
 from ctxseg_nb.crf import guided
 from ctxseg_nb.crf.dense import DenseCRF
 from ctxseg_nb.crf.graph import exact_crf, mean_field, pair_nll, piecewise_nll, range_box_edges
@@ -201,7 +201,7 @@ def test_a_batch_of_void_costs_nothing(name, aux):
 # ---- more classes than 8-bit masks have labels
 
 TOO_MANY = dict(
-    card=lambda: Card('many', tuple(map(str, range(256)))),
+    info=lambda: DatasetInfo('many', tuple(map(str, range(256)))),
     check_labels=lambda: check_labels(np.zeros(3, int), 256),
     pixel=lambda: pixel_cross_entropy(torch.zeros(1, 256, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long)),
     se=lambda: SELoss()({'presence': torch.zeros(1, 256)}, torch.zeros(1, 2, 2, dtype=torch.long)),

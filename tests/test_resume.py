@@ -69,7 +69,7 @@ def scenes(n=12, size=32, void=True):
 
 def make(model='fcn', seed=0, bs=2, size=32, workers=0, n=12, flip=.5, **options):
     set_seed(seed)
-    dls = segmentation_dls(scenes(n, size), scenes(2, size), ContextScenes.card, bs=bs, num_workers=workers, flip=flip)
+    dls = segmentation_dls(scenes(n, size), scenes(2, size), ContextScenes.info, bs=bs, num_workers=workers, flip=flip)
     return segmentation_learner(dls, model, metrics=[], **options)
 
 

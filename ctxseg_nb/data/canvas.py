@@ -7,14 +7,14 @@ from __future__ import annotations
 import numpy as np
 
 # %% auto #0
-__all__ = ['CODES', 'LABEL', 'PALETTE', 'f4', 'wave', 'blend', 'noise_line', 'noise', 'rgb', 'between', 'vary', 'speckle',
+__all__ = ['CLASS_NAMES', 'LABEL', 'PALETTE', 'f4', 'wave', 'blend', 'noise_line', 'noise', 'rgb', 'between', 'vary', 'speckle',
            'plane', 'texture', 'Canvas', 'disc', 'box', 'both', 'either', 'boat', 'bridge', 'cow', 'tractor', 'plant',
            'small_light', 'sky', 'hills', 'paving']
 
 # %% ../../nbs/data/31_canvas.ipynb #0dbb274b
-CODES = tuple('sky land paving wall boardwalk boat bridge cow tractor sea river lake pasture cropland fallow '
+CLASS_NAMES = tuple('sky land paving wall boardwalk boat bridge cow tractor sea river lake pasture cropland fallow '
               'dune beach houseplant shrub lamp lantern sandstone limestone slate'.split())
-LABEL = {name: i for i, name in enumerate(CODES)}
+LABEL = {name: i for i, name in enumerate(CLASS_NAMES)}
 PALETTE = np.array([[int(h[i:i+2], 16) for i in (0, 2, 4)] for h in (
     'a8d4f0 4f8f4a b5aea6 e3c9b0 7a5230 fffbe8 c4703c 2f2a2a d62f28 123f8c 2f8fd0 58cfc8 9ccf3f e8a63a 8c7a55 '
     'f0dc9a cfa85c e0559a 7a2f8f ffe14a ff8c1a d98f66 c9c7b8 5f6f84').split()], np.uint8)

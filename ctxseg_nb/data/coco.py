@@ -10,10 +10,10 @@ from io import StringIO
 from pathlib import Path
 import numpy as np
 from scipy.io import savemat
-from ..core import IGNORE, Card
+from ..core import IGNORE, DatasetInfo
 from .dataset import SegDataset, load_mask, register_dataset, safe_name, _labels_from_mat, _reading
 from ..testing.miniatures import little_mask, little_pair, little_picture, miniature
-from .pascal import VOC_CODES, voc_palette, _stems
+from .pascal import VOC_CLASS_NAMES, voc_palette, _stems
 
 # %% auto #0
 __all__ = ['COCO_STUFF', 'COCO_THINGS', 'COCOStuff10K', 'COCOStuff164K', 'balanced_test', 'COCOObjects']
@@ -45,7 +45,7 @@ class _CocoStuff(SegDataset):
         path: str | Path,  # the folder of the data set
     ):
         super().__init__(path)
-        self.card = Card(self.key, COCO_STUFF)
+        self.info = DatasetInfo(self.key, COCO_STUFF)
         self.table = np.full(256, IGNORE, np.uint8)
         self.table[_NUMBERS - self.less] = range(len(_NUMBERS))
 
@@ -179,8 +179,8 @@ def _code(instances, i, a):
 def _regions(instances, i):
     "(run-length code, area, label) of the objects of image `i`, largest first"
     from pycocotools.mask import area
-    codes = [(_code(instances, i, a), instances.label[a['category_id']]) for a in instances.objects(i)]
-    return sorted(((c, int(area(c)), k) for c, k in codes), key=lambda r: -r[1])
+    class_names = [(_code(instances, i, a), instances.label[a['category_id']]) for a in instances.objects(i)]
+    return sorted(((c, int(area(c)), k) for c, k in class_names), key=lambda r: -r[1])
 
 # %% ../../nbs/data/35_coco.ipynb #55bc37ec
 def _labelled(instances, i):
@@ -193,7 +193,7 @@ def _drawn(instances, i, min_region=0):
     "(H, W) uint8 labels of image `i`; objects of fewer than `min_region` pixels are void"
     from pycocotools.mask import decode
     im = instances.coco.imgs[i]
-    out = np.zeros((im['height'], im['width']), np.uint8, order='F')  # as codes run: down the columns
+    out = np.zeros((im['height'], im['width']), np.uint8, order='F')  # as class_names run: down the columns
     for code, pixels, label in _regions(instances, i):
         np.copyto(out, np.uint8(label if pixels >= min_region else IGNORE), where=decode(code).view(bool))
     return np.ascontiguousarray(out)
@@ -264,10 +264,10 @@ class COCOObjects(_Outlined):
     ):
         super().__init__(path)
         if classes not in ('coco', 'voc'): raise ValueError(f"{self.name}: expected classes 'coco' or 'voc', found '{classes}'")
-        self.card = Card('coco_objects', VOC_CODES, voc_palette()) if classes == 'voc' else Card('coco_objects', ('background', *COCO_THINGS))
-        self.labels = {_IN_COCO.get(c, c): k for k, c in enumerate(self.card.codes) if k}
+        self.info = DatasetInfo('coco_objects', VOC_CLASS_NAMES, voc_palette()) if classes == 'voc' else DatasetInfo('coco_objects', ('background', *COCO_THINGS))
+        self.labels = {_IN_COCO.get(c, c): k for k, c in enumerate(self.info.class_names) if k}
         self.min_region, self.min_labelled, self.n_test, self._files = min_region, min_labelled, n_test, {}
-        self.n_labels, self.table = self.card.n_classes, np.arange(256, dtype=np.uint8)
+        self.n_labels, self.table = self.info.n_classes, np.arange(256, dtype=np.uint8)
         self.splits = ('train', 'test') if n_test else ('train', 'val', 'trainval')
 
     def _pairs(self, name):

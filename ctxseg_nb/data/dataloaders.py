@@ -8,12 +8,12 @@ from functools import lru_cache
 import numpy as np
 import torch
 from fastai.vision.all import *
-from ..core import IGNORE, IMAGENET_STATS, Card, legend, show_rows
+from ..core import IGNORE, IMAGENET_STATS, DatasetInfo, legend, show_rows
 from .dataset import SegDataset, as_labels, as_rgb, check_mask, load_image, load_mask
 from .scenes import ContextScenes
 
 # %% auto #0
-__all__ = ['VALID_SEED', 'OpenPicture', 'ClassMask', 'PILClassMask', 'OpenMask', 'UseCard', 'segmentation_dls', 'scenes_dls',
+__all__ = ['VALID_SEED', 'OpenPicture', 'ClassMask', 'PILClassMask', 'OpenMask', 'AttachInfo', 'segmentation_dls', 'scenes_dls',
            'dataset_dls', 'show_batch', 'show_results']
 
 # %% ../../nbs/data/45_dataloaders.ipynb #8e3d1a2b
@@ -32,18 +32,18 @@ class OpenPicture(Transform):
         return im
 
 # %% ../../nbs/data/45_dataloaders.ipynb #2bdc3aaf
-class ClassMask(TensorMask): "Labels (H, W); while shown, `.card` is the card of their data set"
+class ClassMask(TensorMask): "Labels (H, W); while shown, `.info` describes their data set"
 class PILClassMask(PILMask): _tensor_cls = ClassMask
 
 # %% ../../nbs/data/45_dataloaders.ipynb #d878b70d
 class OpenMask(Transform):
     "A mask file or (H, W) integers as `PILClassMask`"
     def __init__(self,
-        card: Card,        # of the data set
+        info: DatasetInfo,        # of the data set
         read=load_mask,    # path -> (H, W) integer labels
     ):
-        self.card, self.read = card, read
-        self.vocab, self.c = list(card.codes), card.n_classes
+        self.info, self.read = info, read
+        self.vocab, self.c = list(info.class_names), info.n_classes
         self.loss_func = CrossEntropyLossFlat(axis=1, ignore_index=IGNORE)
 
     def encodes(self, o):
@@ -54,20 +54,20 @@ class OpenMask(Transform):
         return mask
 
 # %% ../../nbs/data/45_dataloaders.ipynb #a852e901
-class UseCard(ItemTransform):
-    "Check a mask against its card and its picture; put the card on masks that will be shown"
+class AttachInfo(ItemTransform):
+    "Check a mask against its info and its picture; put the info on masks that will be shown"
     order = -1  # before flips and resizes
 
-    def __init__(self, card: Card): self.card = card
+    def __init__(self, info: DatasetInfo): self.info = info
 
     def encodes(self, xy):
         x, *y = xy
-        for m in y: check_mask(np.asarray(m), self.card.n_classes, m.origin, x.shape, x.origin)
+        for m in y: check_mask(np.asarray(m), self.info.n_classes, m.origin, x.shape, x.origin)
         return xy
 
     def decodes(self, xy):
         for m in xy:
-            if isinstance(m, ClassMask): m.card = self.card
+            if isinstance(m, ClassMask): m.info = self.info
         return xy
 
 # %% ../../nbs/data/45_dataloaders.ipynb #d62429fc
@@ -79,7 +79,7 @@ def _item_tfms(size, flip, augment):
 def segmentation_dls(
     train: list,        # (picture, mask) pairs: paths, or (H, W, 3) uint8 and (H, W) integer arrays
     valid: list,        # the same
-    card: Card,         # of the data set
+    info: DatasetInfo,         # of the data set
     size=None,          # (H, W) of every picture and mask in a batch; as they are where not given
     bs: int = 8,        # pictures a batch
     flip: float = .5,   # probability of a left-right flip in training
@@ -93,7 +93,7 @@ def segmentation_dls(
     if not len(valid) or len(train) < bs: raise ValueError(
         f'{len(train)} training and {len(valid)} validation pictures; expected a batch of {bs} or more, and one or more')
     blocks = (TransformBlock(OpenPicture(read=read), batch_tfms=IntToFloatTensor),
-              TransformBlock(OpenMask(card, read_mask), item_tfms=UseCard(card), batch_tfms=IntToFloatTensor))
+              TransformBlock(OpenMask(info, read_mask), item_tfms=AttachInfo(info), batch_tfms=IntToFloatTensor))
     items = L([*train, *valid])
     block = DataBlock(blocks, getters=[ItemGetter(0), ItemGetter(1)], splitter=IndexSplitter(range(len(train), len(items))),
                       item_tfms=_item_tfms(size, flip, augment), batch_tfms=Normalize.from_stats(*IMAGENET_STATS))
@@ -124,7 +124,7 @@ def scenes_dls(
     "`ContextScenes`, held in memory"
     kinds = kinds if kinds is None or isinstance(kinds, str) else tuple(kinds)
     train, valid = _scenes(n_train, size, seed, kinds), _scenes(n_valid, size, seed + VALID_SEED, kinds)
-    return segmentation_dls(train, valid, ContextScenes.card, bs=bs, **kwargs)
+    return segmentation_dls(train, valid, ContextScenes.info, bs=bs, **kwargs)
 
 # %% ../../nbs/data/45_dataloaders.ipynb #26cda7fc
 def _some(items, n, seed, name):
@@ -145,20 +145,20 @@ def dataset_dls(
 ) -> DataLoaders:
     "The pictures of a data set on disk, read when they are needed"
     train, valid = (_some(ds.split(s), n, seed, f'{ds.name} {s}') for s, n in zip(splits, (n_train, n_valid)))
-    if ds.card.mirror: kwargs = dict(flip=0.) | kwargs   # left is not right in a mirror
-    return segmentation_dls(train, valid, ds.card, size, bs, read=ds.read, read_mask=ds.read_mask, **kwargs)
+    if ds.info.mirror: kwargs = dict(flip=0.) | kwargs   # left is not right in a mirror
+    return segmentation_dls(train, valid, ds.info, size, bs, read=ds.read, read_mask=ds.read_mask, **kwargs)
 
 SegDataset.dataloaders = dataset_dls
 
 # %% ../../nbs/data/45_dataloaders.ipynb #59e302c7
 def _draw(samples, titles, per_row, size):
     "`samples`: one tuple (picture, mask, ...) each"
-    card = samples[0][1].card
+    info = samples[0][1].info
     cells = [[np.asarray(o.permute(1, 2, 0), np.uint8) if o.ndim == 3 else np.asarray(o) for o in s] for s in samples]
     rows = [sum(cells[i:i+per_row], []) for i in range(0, len(cells), per_row)]
-    axs = show_rows(rows, titles*min(per_row, len(cells)), palette=card.palette, size=size)
+    axs = show_rows(rows, titles*min(per_row, len(cells)), palette=info.palette, size=size)
     labels = np.unique(np.concatenate([m.ravel() for c in cells for m in c[1:]]))
-    legend(axs[0, 0].figure, card.codes, card.palette, labels, loc='outside right upper')
+    legend(axs[0, 0].figure, info.class_names, info.palette, labels, loc='outside right upper')
 
 # %% ../../nbs/data/45_dataloaders.ipynb #636ef790
 @dispatch

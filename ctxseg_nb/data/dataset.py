@@ -13,7 +13,7 @@ from pathlib import Path, PureWindowsPath
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy.io import loadmat
-from ..core import IGNORE, Card, check_options
+from ..core import IGNORE, DatasetInfo, check_options
 
 # %% auto #0
 __all__ = ['PICTURE_FORMATS', 'DATASETS', 'as_rgb', 'load_image', 'image_size', 'as_labels', 'load_mask', 'check_mask',
@@ -135,16 +135,16 @@ def check_mask(
 def missing_classes(
     pixels,       # (K,) pixels of each class
     void: int,    # pixels without a class
-    codes,        # names of the K classes
+    class_names,        # names of the K classes
     where: str,   # what was counted: '20 training masks'
 ) -> str:  # which classes have no pixel, '' where all have
     "What is wrong with the counts of many masks. Raises `ValueError` where of several classes no more than one has pixels"
-    there, missing = [(c, int(n)) for c, n in zip(codes, pixels) if n], [c for c, n in zip(codes, pixels) if not n]
-    if not there or len(there) == 1 < len(codes):
+    there, missing = [(c, int(n)) for c, n in zip(class_names, pixels) if n], [c for c, n in zip(class_names, pixels) if not n]
+    if not there or len(there) == 1 < len(class_names):
         found = ' and '.join([*(f"{n} pixels of '{c}'" for c, n in there or [('any class', 0)]), f'{void} pixels of void ({IGNORE})'])
-        raise ValueError(f'{where}: expected labels of {len(codes)} classes, found {found}. Where masks are of 0 and 255, replace 255 by 1')
+        raise ValueError(f'{where}: expected labels of {len(class_names)} classes, found {found}. Where masks are of 0 and 255, replace 255 by 1')
     names = ', '.join(missing[:5]) + (', ...' if len(missing) > 5 else '')
-    return f'{where}: no pixel of {len(missing)} of {len(codes)} classes ({names}), {void} pixels of void ({IGNORE})' if missing else ''
+    return f'{where}: no pixel of {len(missing)} of {len(class_names)} classes ({names}), {void} pixels of void ({IGNORE})' if missing else ''
 
 # %% ../../nbs/data/32_dataset.ipynb #55387362
 class SegDataset:
@@ -183,7 +183,7 @@ class SegDataset:
         return load_image(image)
 
     def read_mask(self, mask):
-        "(H, W) uint8 labels of the card, void as `IGNORE`"
+        "(H, W) uint8 labels of the info, void as `IGNORE`"
         return self.table[check_mask(self._labels(mask), self.n_labels, mask)]
 
     @cached_property
@@ -251,9 +251,9 @@ class CamVid(SegDataset):
     def __init__(self, path):
         super().__init__(path)
         file = self._need('class names', self.path/'codes.txt')
-        codes = read_lines(file)
-        if len(codes) != self.n_labels: raise ValueError(f'{file}: expected {self.n_labels} lines (11 classes and void), found {len(codes)}')
-        self.card = Card('camvid', tuple(codes[:-1]), _CAMVID_PALETTE)
+        class_names = read_lines(file)
+        if len(class_names) != self.n_labels: raise ValueError(f'{file}: expected {self.n_labels} lines (11 classes and void), found {len(class_names)}')
+        self.info = DatasetInfo('camvid', tuple(class_names[:-1]), _CAMVID_PALETTE)
         self.table = np.arange(256, dtype=np.uint8)
         self.table[11] = IGNORE
 
@@ -294,7 +294,7 @@ class ClothingCoParsing(SegDataset):
         photos = self.photos_per_label if min_photos else np.zeros(self.n_labels, int)
         kept = np.flatnonzero(photos >= min_photos)
         if not len(kept): raise ValueError(f'{self.name}: no class is in {min_photos} training photos, the commonest is in {photos.max()}')
-        self.card = Card('ccp', tuple(str(np.squeeze(names[k])) for k in kept))
+        self.info = DatasetInfo('ccp', tuple(str(np.squeeze(names[k])) for k in kept))
         self.table = np.full(256, IGNORE, np.uint8)
         self.table[kept] = range(len(kept))
 

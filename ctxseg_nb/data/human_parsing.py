@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 import numpy as np
-from ..core import Card
+from ..core import DatasetInfo
 from .dataset import SegDataset, load_mask, register_dataset
 from ..testing.miniatures import little_pair, miniature
 from .scenery import _names, _table
@@ -16,17 +16,17 @@ from .scenery import _names, _table
 __all__ = ['LIP', 'CIHP']
 
 # %% ../../nbs/data/40_human_parsing.ipynb #3acf1695
-_LIP_CODES = tuple('''Background Hat Hair Glove Sunglasses UpperClothes Dress Coat Socks Pants Jumpsuits Scarf Skirt Face
+_LIP_CLASS_NAMES = tuple('''Background Hat Hair Glove Sunglasses UpperClothes Dress Coat Socks Pants Jumpsuits Scarf Skirt Face
     Left-arm Right-arm Left-leg Right-leg Left-shoe Right-shoe'''.split())
-_CIHP_CODES = tuple('Torso-skin' if c == 'Jumpsuits' else c for c in _LIP_CODES)
+_CIHP_CLASS_NAMES = tuple('Torso-skin' if c == 'Jumpsuits' else c for c in _LIP_CLASS_NAMES)
 _PARTS = np.array([(0,0,0), (128,0,0), (255,0,0), (0,85,0), (170,0,51), (255,85,0), (0,0,85), (0,119,221), (85,85,0), (0,85,85),
     (85,51,0), (52,86,128), (0,128,0), (0,0,255), (51,170,221), (0,255,255), (85,255,170), (170,255,85), (255,255,0), (255,170,0)], np.uint8)
 
 # %% ../../nbs/data/40_human_parsing.ipynb #5a5cae53
-def _mirror(codes):
+def _mirror(class_names):
     "(K,) the label that each class has in a mirror: Left and Right change places"
     other = dict(Left='Right', Right='Left')
-    return tuple(codes.index(re.sub('Left|Right', lambda m: other[m[0]], c)) for c in codes)
+    return tuple(class_names.index(re.sub('Left|Right', lambda m: other[m[0]], c)) for c in class_names)
 
 # %% ../../nbs/data/40_human_parsing.ipynb #6b87a914
 def _unpacked(folder):
@@ -50,7 +50,7 @@ class _People(SegDataset):
 @register_dataset('lip')
 class LIP(_People):
     "Look Into Person: one person a picture"
-    name, card, counts = 'LIP', Card('lip', _LIP_CODES, _PARTS, mirror=_mirror(_LIP_CODES)), dict(train=30_462, val=10_000)
+    name, info, counts = 'LIP', DatasetInfo('lip', _LIP_CLASS_NAMES, _PARTS, mirror=_mirror(_LIP_CLASS_NAMES)), dict(train=30_462, val=10_000)
     get = 'Get TrainVal_images and TrainVal_parsing_annotations of single-person parsing from sysu-hcp.net/lip and unpack them into one folder.'
 
     def _places(self, name):
@@ -71,7 +71,7 @@ def _mini_lip(path):
 @register_dataset('cihp')
 class CIHP(_People):
     "Crowd Instance-level Human Parsing: several people a picture; label 10 is not LIP's"
-    name, card, counts = 'CIHP', Card('cihp', _CIHP_CODES, _PARTS, mirror=_mirror(_CIHP_CODES)), dict(train=28_280, val=5_000)
+    name, info, counts = 'CIHP', DatasetInfo('cihp', _CIHP_CLASS_NAMES, _PARTS, mirror=_mirror(_CIHP_CLASS_NAMES)), dict(train=28_280, val=5_000)
     get = 'Get instance-level_human_parsing.tar.gz of multi-person parsing from sysu-hcp.net/lip and give the folder with Training and Validation.'
 
     def _places(self, name):

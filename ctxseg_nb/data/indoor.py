@@ -7,7 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 import numpy as np
 from scipy.io import savemat
-from ..core import Card
+from ..core import DatasetInfo
 from .dataset import SegDataset, _labels_from_mat, load_mask, register_dataset
 from ..testing.miniatures import little_mask, little_pair, little_picture, miniature
 from .scenery import _files, _names, _number, _table
@@ -16,11 +16,11 @@ from .scenery import _files, _names, _number, _table
 __all__ = ['NYUDv2', 'SUNRGBD']
 
 # %% ../../nbs/data/41_indoor.ipynb #ef6821cf
-_NYU_CODES = tuple((
+_NYU_CLASS_NAMES = tuple((
     'wall|floor|cabinet|bed|chair|sofa|table|door|window|bookshelf|picture|counter|blinds|desk|shelves|curtain|dresser|pillow|mirror|'
     'floor mat|clothes|ceiling|books|refrigerator|television|paper|towel|shower curtain|box|whiteboard|person|night stand|toilet|'
     'sink|lamp|bathtub|bag|other structure|other furniture|other prop').split('|'))
-_SUN_CODES = tuple(dict(refrigerator='fridge', television='tv').get(c, c) for c in _NYU_CODES[:37])
+_SUN_CLASS_NAMES = tuple(dict(refrigerator='fridge', television='tv').get(c, c) for c in _NYU_CLASS_NAMES[:37])
 
 # %% ../../nbs/data/41_indoor.ipynb #b537d76b
 @register_dataset('nyudv2')
@@ -30,7 +30,7 @@ class NYUDv2(SegDataset):
     counts = dict(train=795, val=654)
     get = ('Get http://dl.caffe.berkeleyvision.org/nyud.tar.gz, and train.txt, val.txt, test.txt of '
            'github.com/shelhamer/fcn.berkeleyvision.org/tree/master/data/nyud, in one folder with data/images and segmentation.')
-    card, table = Card('nyudv2', _NYU_CODES), _table(range(1, 41))
+    info, table = DatasetInfo('nyudv2', _NYU_CLASS_NAMES), _table(range(1, 41))
 
     def _pairs(self, name):
         numbers = [n for l in dict(train=('train', 'val'), val=('test',))[name] for n in _names(self, self.path/f'{l}.txt')]
@@ -57,7 +57,7 @@ class SUNRGBD(SegDataset):
     counts = dict(train=5_285, val=5_050)
     get = ('Get SUNRGBD-train_images.tgz, SUNRGBD-test_images.tgz and sunrgbd_train_test_labels.tar.gz '
            'as github.com/ankurhanda/sunrgbd-meta-data says, and unpack them into one folder.')
-    card, table = Card('sunrgbd', _SUN_CODES), _table(range(1, 38))
+    info, table = DatasetInfo('sunrgbd', _SUN_CLASS_NAMES), _table(range(1, 38))
 
     def _pairs(self, name):
         folder, before = dict(train=('SUNRGBD-train_images', self.counts['val']), val=('SUNRGBD-test_images', 0))[name]

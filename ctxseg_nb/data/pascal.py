@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from scipy.io import savemat
-from ..core import IGNORE, Card
+from ..core import IGNORE, DatasetInfo
 from .dataset import SegDataset, as_labels, load_mask, read_lines, register_dataset, _from_mat, _reading
 from ..testing.miniatures import little_mask, little_pair, little_picture, miniature
 
 # %% auto #0
-__all__ = ['VOC_CODES', 'voc_palette', 'VOC2012', 'PascalContext']
+__all__ = ['VOC_CLASS_NAMES', 'voc_palette', 'VOC2012', 'PascalContext']
 
 # %% ../../nbs/data/34_pascal.ipynb #db5e8ef4
 def _stems(file):
@@ -39,7 +39,7 @@ class _Devkit(SegDataset):
         return [(self._need(f'image {n}', self.voc/'JPEGImages'/f'{n}.jpg'), self._need(f'mask of {n}', m)) for n, m in masks.items()]
 
 # %% ../../nbs/data/34_pascal.ipynb #c5822446
-VOC_CODES = tuple('''background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike
+VOC_CLASS_NAMES = tuple('''background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike
     person pottedplant sheep sofa train tvmonitor'''.split())
 
 def voc_palette(
@@ -83,7 +83,7 @@ class VOC2012(_Devkit):
         sbd: str | Path | None = None,  # the folder of SBD, or above; where not given, SegmentationClassAug in VOC2012, or SBD in `path`
     ):
         super().__init__(path)
-        self.sbd, self.card, self.table = sbd, Card('voc2012', VOC_CODES, voc_palette()), np.arange(256, dtype=np.uint8)
+        self.sbd, self.info, self.table = sbd, DatasetInfo('voc2012', VOC_CLASS_NAMES, voc_palette()), np.arange(256, dtype=np.uint8)
 
     def _list(self, name): return _stems(self._need('split file', self.voc/'ImageSets'/'Segmentation'/f'{name}.txt'))
 
@@ -160,7 +160,7 @@ class PascalContext(_Devkit):
     ):
         super().__init__(path)
         if n_classes not in (59, 60): raise ValueError(f'{self.name}: expected n_classes 59 or 60, found {n_classes}')
-        self.card = Card('pascal_context', ('background', *_CONTEXT)[60 - n_classes:])
+        self.info = DatasetInfo('pascal_context', ('background', *_CONTEXT)[60 - n_classes:])
         self.table = np.full(256, IGNORE, np.uint8)
         self.table[60 - n_classes:60] = range(n_classes)
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat, whosmat
 from torchvision.datasets import Cityscapes as CityscapesTables
-from ..core import IGNORE, Card
+from ..core import IGNORE, DatasetInfo
 from .dataset import SegDataset, load_image, load_mask, read_lines, register_dataset, safe_name, _labels_from_mat, _reading
 from ..testing.miniatures import little_mask, little_pair, little_picture, miniature
 
@@ -63,9 +63,9 @@ class ADE20K(SegDataset):
     def __init__(self, path):
         super().__init__(path)
         file = self.path/'objectInfo150.txt'
-        codes = [l.split('\t')[-1].split(',')[0] for l in read_lines(self._need('list', file))[1:]]
-        if len(codes) != 150: raise ValueError(f'{file}: expected 150 classes below a title line, found {len(codes)}')
-        self.card, self.table = Card('ade20k', tuple(codes), _ADE_PALETTE), _table(range(1, 151))
+        class_names = [l.split('\t')[-1].split(',')[0] for l in read_lines(self._need('list', file))[1:]]
+        if len(class_names) != 150: raise ValueError(f'{file}: expected 150 classes below a title line, found {len(class_names)}')
+        self.info, self.table = DatasetInfo('ade20k', tuple(class_names), _ADE_PALETTE), _table(range(1, 151))
 
     def _pairs(self, name):
         if name == 'trainval': return self._pairs('train') + self._pairs('val')
@@ -95,7 +95,7 @@ class Cityscapes(SegDataset):
     counts = dict(train=2_975, val=500, test=1_525, coarse=19_998)
     get = 'Get leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip (coarse: leftImg8bit_trainextra.zip, gtCoarse.zip) from cityscapes-dataset.com.'
     official_ids = np.array([c.id for c in _COUNTED], np.uint8)  # (19,) train id → the id that the server wants
-    card = Card('cityscapes', tuple(c.name for c in _COUNTED), np.array([c.color for c in _COUNTED], np.uint8))
+    info = DatasetInfo('cityscapes', tuple(c.name for c in _COUNTED), np.array([c.color for c in _COUNTED], np.uint8))
 
     def __init__(self,
         path: str | Path,          # the folder with leftImg8bit and gtFine
@@ -126,7 +126,7 @@ def _mini_cityscapes(path):
 
 # %% ../../nbs/data/36_scenery.ipynb #4dc2eea2
 _SPATIAL = 'spatial_envelope_256x256_static_8outdoorcategories'
-_SIFT_CODES = tuple((
+_SIFT_CLASS_NAMES = tuple((
     'awning balcony bird boat bridge building bus car cow crosswalk desert door fence field grass moon mountain person plant '
     'pole river road rock sand sea sidewalk sign sky staircase streetlight sun tree window').split())
 
@@ -137,7 +137,7 @@ class SIFTFlow(SegDataset):
     name, n_labels, splits = 'SIFT Flow', 34, ('train', 'val')
     counts = dict(train=2_488, val=200)
     get = 'Get http://www.cs.unc.edu/~jtighe/Papers/ECCV10/siftflow/SiftFlowDataset.zip; the folder has Images, SemanticLabels and TestSet1.txt.'
-    card, table = Card('siftflow', _SIFT_CODES), _table(range(1, 34))
+    info, table = DatasetInfo('siftflow', _SIFT_CLASS_NAMES), _table(range(1, 34))
 
     def __init__(self,
         path: str | Path,  # the folder with Images and SemanticLabels
@@ -167,7 +167,7 @@ def _mini_siftflow(path):
     (path/'SemanticLabels'/_SPATIAL).mkdir(parents=True)
     for i, name in enumerate(names):
         little_picture(path/'Images'/_SPATIAL/f'{name}.jpg', (48, 48), i)
-        savemat(path/'SemanticLabels'/_SPATIAL/f'{name}.mat', dict(S=little_mask(range(34), (48, 48), i), names=np.array(_SIFT_CODES, object)))
+        savemat(path/'SemanticLabels'/_SPATIAL/f'{name}.mat', dict(S=little_mask(range(34), (48, 48), i), names=np.array(_SIFT_CLASS_NAMES, object)))
     (path/'TestSet1.txt').write_text(''.join(f'{_SPATIAL}\\{name}.jpg\r\n' for name in names[2:]))
 
 # %% ../../nbs/data/36_scenery.ipynb #96a03ea4
@@ -185,7 +185,7 @@ class KITTI(SegDataset):
     counts = dict(train=140, val=112)
     get = ('Get the labels of Zhang et al., Sensor fusion for semantic segmentation of urban scenes, ICRA 2015 (image_02/trn, image_02/test) '
            'and data_tracking_image_2.zip of cvlibs.net/datasets/kitti (training/image_02), in one folder.')
-    card = Card('kitti', tuple('building sky road vegetation sidewalk car pedestrian cyclist signage fence'.split()), np.array([
+    info = DatasetInfo('kitti', tuple('building sky road vegetation sidewalk car pedestrian cyclist signage fence'.split()), np.array([
         (153,0,0), (0,51,102), (160,160,160), (0,102,0), (255,228,196), (255,200,50), (255,153,255), (204,153,255),
         (130,255,255), (193,120,87)], np.uint8))
     table = _table(range(1, 11))

@@ -9,18 +9,18 @@ from math import inf
 import numpy as np
 import torch
 import torch.nn.functional as F
-from ..core import Card
+from ..core import DatasetInfo
 from .canvas import *
 
 # %% auto #0
-__all__ = ['FAMILIES', 'GROUPS', 'SCENES_CARD', 'SCENES_VERSION', 'KINDS', 'Scene', 'ContextScenes', 'through_grid',
+__all__ = ['FAMILIES', 'GROUPS', 'SCENES_INFO', 'SCENES_VERSION', 'KINDS', 'Scene', 'ContextScenes', 'through_grid',
            'window_confusions', 'ceiling']
 
 # %% ../../nbs/data/01_scenes.ipynb #1ee940a4
 FAMILIES = ((9, 10, 11), (12, 13, 14), (15, 16), (17, 18), (19, 20), (21, 22, 23))  # labels that look alike
 GROUPS = dict(local=tuple(range(9)), cooccurrence=FAMILIES[0], regions=FAMILIES[1], position=FAMILIES[2],
               category=FAMILIES[3] + FAMILIES[4], prototypes=FAMILIES[5])
-SCENES_CARD = Card('scenes', CODES, PALETTE, groups=GROUPS)
+SCENES_INFO = DatasetInfo('scenes', CLASS_NAMES, PALETTE, groups=GROUPS)
 
 # %% ../../nbs/data/01_scenes.ipynb #fa645063
 def _cooccurrence(c, rng, answer):
@@ -168,7 +168,7 @@ class Scene:
 # %% ../../nbs/data/01_scenes.ipynb #774081de
 class ContextScenes:
     "`n` scenes, kinds and answers in turn; item i is (image (size, size, 3) uint8, mask (size, size) uint8)"
-    codes, palette, groups, card = CODES, PALETTE, GROUPS, SCENES_CARD
+    class_names, palette, groups, info = CLASS_NAMES, PALETTE, GROUPS, SCENES_INFO
 
     def __init__(self,
         n: int,           # number of scenes
@@ -225,7 +225,7 @@ def window_confusions(
     stride: int = 4,   # of the output grid, pixels
 ) -> np.ndarray:  # (2, K, K) counts, rows truth, columns answer: pixels that must guess, pixels that know
     "What a predictor with this window can know, with the right member of each family as its answer"
-    k, cms = len(CODES), np.zeros((2, len(CODES)**2), int)
+    k, cms = len(CLASS_NAMES), np.zeros((2, len(CLASS_NAMES)**2), int)
     for scene in scenes:
         answer, know = through_grid(scene.mask, k, stride), scene.distance <= radius
         for j in (0, 1): cms[j] += np.bincount((scene.mask.astype(int)*k + answer)[know == j], minlength=k*k)

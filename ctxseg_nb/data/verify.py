@@ -41,7 +41,7 @@ def _noted(faults, kind):
 
 # %% ../../nbs/data/46_verify.ipynb #51bdee8a
 def _inspect(ds, image, mask):
-    "(kind, text) of the faults of a pair, None for what is missing, and (256,) pixels of each label of the card"
+    "(kind, text) of the faults of a pair, None for what is missing, and (256,) pixels of each label of the data set"
     faults, shape, raw, pixels = [], None, None, np.zeros(256, np.uint32)
     with _noted(faults, 'unreadable'): shape = image and _shape(ds, image)
     with _noted(faults, 'unreadable'): raw = ds._labels(mask) if mask else None
@@ -84,11 +84,11 @@ class CheckReport:
 # %% ../../nbs/data/46_verify.ipynb #9853ba65
 def _report(ds, split, pairs, missing, found):
     "The `SplitReport` of `pairs`, of which those in `found` were looked at"
-    seen, K = [found[p] for p in pairs if p in found], ds.card.n_classes
+    seen, K = [found[p] for p in pairs if p in found], ds.info.n_classes
     noted = [fault for faults, _ in seen for fault in faults]
     pixels, pictures = sum((p for _, p in seen), np.zeros(256, int)), sum((p > 0 for _, p in seen), np.zeros(256, int))
     if split == ds.splits[0] and pixels.any():
-        with _noted(noted, 'classes'): missing_classes(pixels[:K], pixels[IGNORE], ds.card.codes, f'{split}: {len(seen)} masks')
+        with _noted(noted, 'classes'): missing_classes(pixels[:K], pixels[IGNORE], ds.info.class_names, f'{split}: {len(seen)} masks')
     faults = {kind: [text for k, text in noted if k == kind] for kind in FAULTS}
     faults['missing'] = [*missing.values(), *faults['missing']]
     official = getattr(ds, 'counts', {}).get(split)
@@ -123,12 +123,12 @@ def check_dataset(
 
 # %% ../../nbs/data/46_verify.ipynb #9e399be6
 def _lines(report, most):
-    ds, K = report.ds, report.ds.card.n_classes
+    ds, K = report.ds, report.ds.info.n_classes
     yield f'{ds.name} at {ds.path}: {K} classes'
     for name, s in report.splits.items():
         void = s.void/max(1, s.void + s.pixels.sum())
         yield f'{name}: {s.n} pictures, {s.seen} looked at' + (f'; {(s.pixels > 0).sum()} classes occur, {void:.1%} void' if s.seen else '')
-        never = [c for c, n in zip(ds.card.codes, s.pixels) if not n]
+        never = [c for c, n in zip(ds.info.class_names, s.pixels) if not n]
         if 0 < len(never) < K: yield f'  no pixel of {len(never)} classes: {", ".join(never)}'
         for kind, found in s.faults.items():
             yield f'  {len(found)} {FAULTS[kind]}'

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from ..core import IGNORE, IMAGENET_STATS, Card, atomic_write, check_labels, check_n_classes, keep_memory, labels_of, progress, write_figure, write_json
+from ..core import IGNORE, IMAGENET_STATS, DatasetInfo, atomic_write, check_labels, check_n_classes, tune_malloc, labels_of, progress, write_figure, write_json
 from ..data.dataset import check_mask, load_image, load_mask
 from ..data.pascal import voc_palette
 from .sliding_window import predict_multiscale
@@ -49,14 +49,14 @@ def mean_iou_of(
 # %% ../../nbs/evaluation/53_evaluator.ipynb #f4e78125
 def figures_of(
     counts: np.ndarray,  # (n, K, 3)
-    card: Card,          # of the data set
+    info: DatasetInfo,          # of the data set
 ) -> dict[str, float]:
-    "Mean IoU (the card's background left out, as in `MIoU`), pixel accuracy, mean IoU of all classes where there is a background, and of every class group that occurs"
+    "Mean IoU (`info.background` left out, as in `MIoU`), pixel accuracy, mean IoU of all classes where there is a background, and of every class group that occurs"
     total = counts.sum(0)
     with np.errstate(invalid='ignore'): pixel_acc = total[:, 0].sum()/total[:, 2].sum()   # nan where all is void
-    figures = dict(miou=mean_iou_of(total, background=card.background), pixel_acc=pixel_acc)
-    if card.background is not None: figures['miou_with_background'] = mean_iou_of(total)
-    return figures | {name: mean_iou_of(total, labels) for name, labels in card.groups.items() if total[list(labels)].any()}
+    figures = dict(miou=mean_iou_of(total, background=info.background), pixel_acc=pixel_acc)
+    if info.background is not None: figures['miou_with_background'] = mean_iou_of(total)
+    return figures | {name: mean_iou_of(total, labels) for name, labels in info.groups.items() if total[list(labels)].any()}
 
 # %% ../../nbs/evaluation/53_evaluator.ipynb #7f8e31d6
 def _as_input(picture, stats):
@@ -79,9 +79,9 @@ def labeller(
     stats=IMAGENET_STATS,  # mean and standard deviation of the pictures in training
     **options,           # to `predict_multiscale`: `size`, `crop`, `stride`, `average`, `fill`, `bs`, `mirror`
 ) -> Callable:  # picture (H, W, 3) uint8 → labels (H, W) uint8
-    "What a model says about pictures of any size. Raises `ValueError` for scores that are not finite. Freed memory stays with the process (`keep_memory`)"
+    "What a model says about pictures of any size. Raises `ValueError` for scores that are not finite. Freed memory stays with the process (`tune_malloc`)"
     if base and options.get('size'): raise ValueError(f'base and size: expected one of them, found {base} and {options["size"]}')
-    keep_memory()
+    tune_malloc()
     def label(picture):
         x, by = _as_input(picture, stats).to(_device(model)), base/max(picture.shape[:2]) if base else 1
         scores = predict_multiscale(model, x, [s*by for s in scales], flip=flip, **options)
@@ -114,21 +114,21 @@ def read_split(
     "The pictures of a split at their own size. Raises `ValueError` with the files' names where picture and mask do not fit"
     for image, file in ds.split(split):
         picture, mask = ds.read(image), ds.read_mask(file)
-        yield picture, check_mask(mask, ds.card.n_classes, file, picture.shape[:2], image)
+        yield picture, check_mask(mask, ds.info.n_classes, file, picture.shape[:2], image)
 
 # %% ../../nbs/evaluation/53_evaluator.ipynb #1492bf2d
 def _ratio(a, b): return round(a/b, 6) if b else None
 
 def class_table(
     counts: np.ndarray,  # (n, K, 3)
-    card: Card,          # of the data set
+    info: DatasetInfo,          # of the data set
 ) -> list[dict]:  # label, name, iou, accuracy, share; None where there is nothing to divide by
     "A line for each class. Raises `ValueError` for counts of another number of classes, and where no pixel is labelled"
-    if counts.shape[1:] != (card.n_classes, 3): raise ValueError(f'counts: expected (n, {card.n_classes}, 3) for {card.name}, found {counts.shape}')
+    if counts.shape[1:] != (info.n_classes, 3): raise ValueError(f'counts: expected (n, {info.n_classes}, 3) for {info.name}, found {counts.shape}')
     total = counts[..., 2].sum().item()
     if not total: raise ValueError('counts: expected labelled pixels, found void only')
     return [dict(label=k, name=name, iou=_ratio(r, p + t - r), accuracy=_ratio(r, t), share=_ratio(t, total))
-            for k, (name, (r, p, t)) in enumerate(zip(card.codes, counts.sum(0).tolist()))]
+            for k, (name, (r, p, t)) in enumerate(zip(info.class_names, counts.sum(0).tolist()))]
 
 # %% ../../nbs/evaluation/53_evaluator.ipynb #16abf513
 def plot_classes(
@@ -157,15 +157,15 @@ def _write_csv(file, rows):
 # %% ../../nbs/evaluation/53_evaluator.ipynb #9feabb98
 def write_report(
     counts: np.ndarray,  # (n, K, 3)
-    card: Card,          # of the data set
+    info: DatasetInfo,          # of the data set
     folder: str | Path,  # made where it is not there
 ) -> dict:  # what report.json holds: data, pictures, figures, classes
     "Write report.csv, report.json and report.png"
-    folder, table = Path(folder), class_table(counts, card)
-    found = dict(data=card.name, pictures=len(counts), figures={k: round(float(v), 6) for k, v in figures_of(counts, card).items()}, classes=table)
+    folder, table = Path(folder), class_table(counts, info)
+    found = dict(data=info.name, pictures=len(counts), figures={k: round(float(v), 6) for k, v in figures_of(counts, info).items()}, classes=table)
     _write_csv(folder/'report.csv', table)
     write_json(folder/'report.json', found)
-    write_figure(folder/'report.png', plot_classes(table, card.palette, card.background).figure)
+    write_figure(folder/'report.png', plot_classes(table, info.palette, info.background).figure)
     return found
 
 # %% ../../nbs/evaluation/53_evaluator.ipynb #7c087f37
@@ -210,7 +210,7 @@ def _write_labels(file, labels, palette):
 
 # %% ../../nbs/evaluation/53_evaluator.ipynb #483c9da4
 def write_submission(
-    label: Callable,     # picture (H, W, 3) uint8 → labels (H, W) of the data set's card, as from `labeller`
+    label: Callable,     # picture (H, W, 3) uint8 → labels (H, W) of the data set's info, as from `labeller`
     pictures: Iterable,  # files of the test pictures
     folder: str | Path,  # for the answers
     kind: str,           # one of `SERVERS`: 'voc', 'ade20k' or 'cityscapes'

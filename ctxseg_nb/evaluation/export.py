@@ -147,11 +147,11 @@ def _to_onnx(graph):
 # %% ../../nbs/evaluation/54_export.ipynb #eb06f286
 _KEY = 'ctxseg.json'  # of the card, in both formats
 
-def _graph_card(graph, path, codes, colours, stats, size):
+def _graph_card(graph, path, class_names, colours, stats, size):
     "The card of a graph, as JSON"
     K, fixed = graph.graph.output_node().args[0][0].meta['val'].shape[1], _image_shape(graph)[2:]
     fixed = fixed if all(fixed) else None
-    return json.dumps(_card(path, K, codes, colours, stats, fixed or size) | dict(fixed=fixed))
+    return json.dumps(_card(path, K, class_names, colours, stats, fixed or size) | dict(fixed=fixed))
 
 # %% ../../nbs/evaluation/54_export.ipynb #edaab835
 def _read_graph_card(text, path, n_classes):
@@ -172,14 +172,14 @@ def _graph_for(model, path, suffix):
 def export_program(
     model: nn.Module | ExportedProgram,  # a model, or its graph from `trace_model`
     path: str | Path,  # of the file, ends in .pt2
-    codes,             # K class names
+    class_names,             # K class names
     palette: np.ndarray | None = None,  # (K, 3) uint8; `core.palette(K)` where not given
     stats=IMAGENET_STATS,  # mean and standard deviation of the images' channels
     size: tuple[int, int] | None = None,  # (H, W) of the pictures in training, for whoever predicts with it later
 ):
     "Write what a model does in PyTorch's own format. Raises `ValueError` as `trace_model` does, and `OSError` naming the file where it cannot be written"
     graph, data = _graph_for(model, path, '.pt2'), io.BytesIO()
-    card = _graph_card(graph, path, codes, palette, stats, size)
+    card = _graph_card(graph, path, class_names, palette, stats, size)
     try:
         with _quiet(): torch.export.save(graph, data, extra_files={_KEY: card})
     except Exception as e: raise ValueError(f'{path}: the graph cannot be stored ({_reason(e)})') from e
@@ -189,7 +189,7 @@ def export_program(
 def export_onnx(
     model: nn.Module | ExportedProgram,  # a model, or its graph from `trace_model`
     path: str | Path,  # of the file, ends in .onnx
-    codes,             # K class names
+    class_names,             # K class names
     palette: np.ndarray | None = None,  # (K, 3) uint8; `core.palette(K)` where not given
     stats=IMAGENET_STATS,  # mean and standard deviation of the images' channels
     size: tuple[int, int] | None = None,  # (H, W) of the pictures in training, for whoever predicts with it later
@@ -197,7 +197,7 @@ def export_onnx(
     "Write what a model does as ONNX, input 'images', output 'logits', up to 2 GiB. Raises as `export_program` does, also where ONNX Runtime says something else than the model, and `ImportError` where packages are missing"
     onnx, *_ = _need('onnx', 'onnxscript', 'onnxruntime')
     graph = _graph_for(model, path, '.onnx')
-    card = _graph_card(graph, path, codes, palette, stats, size)
+    card = _graph_card(graph, path, class_names, palette, stats, size)
     try: proto, fixed = _to_onnx(graph), json.loads(card)['fixed']
     except Exception as e: raise ValueError(f'{path}: the graph cannot be written as ONNX ({_reason(e)})') from e
     onnx.helper.set_model_props(proto, {_KEY: card})
@@ -258,7 +258,7 @@ def _load_program(path):
 def load_exported(
     path: str | Path,  # ends in .onnx, .pt2 or .safetensors
     trust: bool = False,  # read a .pt2 file too, although that can execute code that is in it
-) -> tuple[nn.Module, dict]:  # images (B, 3, H, W) → logits (B, K, H, W); codes, palette (K, 3) uint8, stats and size
+) -> tuple[nn.Module, dict]:  # images (B, 3, H, W) → logits (B, K, H, W); class_names, palette (K, 3) uint8, stats and size
     "Read what `export_onnx`, `export_program` or `save_model` wrote. Raises `FileNotFoundError`, or `ValueError` naming the file, what was expected and what was found. Nothing in an .onnx or .safetensors file is executed, and no other file is opened for it"
     path = Path(path)
     if path.suffix in ('', '.json', '.safetensors'): return load_model(path)

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 import torch.distributed as dist
 from fastai.learner import Metric
-from ..core import IGNORE, Card, check_labels, check_n_classes, labels_of
+from ..core import IGNORE, DatasetInfo, check_labels, check_n_classes, labels_of
 
 # %% auto #0
 __all__ = ['confusion_matrix', 'iou', 'pixel_accuracy', 'mean_accuracy', 'mean_iou', 'reliability', 'calibration_error',
@@ -193,9 +193,9 @@ class ClassIoU(GroupIoU):
 
 # %% ../../nbs/evaluation/51_metrics.ipynb #bb3654ce
 def segmentation_metrics(
-    card: Card,  # of the data set: number of classes, background, groups
+    info: DatasetInfo,  # of the data set: number of classes, background, groups
 ) -> list[MatrixMetric]:  # pixel_acc, mean_acc, miou and one for each group, sharing one `ConfusionMatrix`
     "The metrics of a data set, for `Learner(metrics=…)`; `[0].matrix.value` is the table itself"
-    matrix = ConfusionMatrix(card.n_classes)
-    groups = [GroupIoU(name, labels, matrix) for name, labels in card.groups.items()]
-    return [PixelAccuracy(matrix), MeanAccuracy(matrix), MIoU(card.background, matrix)] + groups
+    matrix = ConfusionMatrix(info.n_classes)
+    groups = [GroupIoU(name, labels, matrix) for name, labels in info.groups.items()]
+    return [PixelAccuracy(matrix), MeanAccuracy(matrix), MIoU(info.background, matrix)] + groups

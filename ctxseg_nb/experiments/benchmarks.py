@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Callable
 import torch
-from .runner import surroundings
-from ..core import default_device, keep_memory, progress, write_json
+from .runner import environment
+from ..core import default_device, tune_malloc, progress, write_json
 from ..crf.guided import guided_filter
 from ..evaluation.sliding_window import predict_multiscale
 from ..models.backbones import unknown_name
@@ -65,10 +65,10 @@ def number_in_process(
 TRAINING_STEP = '''
 import torch
 from ctxseg_nb.experiments.benchmarks import seconds_of
-from ctxseg_nb.core import keep_memory
+from ctxseg_nb.core import tune_malloc
 from ctxseg_nb.models.segmentor import fcn
 from ctxseg_nb.training.losses import SegmentationLoss
-if {keep}: keep_memory()
+if {keep}: tune_malloc()
 model, loss = fcn(24).train(), SegmentationLoss()
 x, y = torch.randn({bs}, 3, {size}, {size}), torch.randint(0, 24, ({bs}, {size}, {size}))
 print(seconds_of(lambda: loss(model(x), y).backward(), n={n}))
@@ -88,13 +88,13 @@ def memory_benchmark(
 FORM = """
 import resource, sys, torch
 from ctxseg_nb.experiments.benchmarks import seconds_of
-from ctxseg_nb.core import keep_memory
+from ctxseg_nb.core import tune_malloc
 torch.set_num_threads({threads}); torch.set_default_device('{device}'); torch.manual_seed(0)
 {setup}
 def step(): ({form}).square().sum().backward()
 """
 SECONDS = FORM + """
-keep_memory()
+tune_malloc()
 print(seconds_of(step, n={n}, warmup=1))
 """
 PEAK = FORM + """
@@ -256,7 +256,7 @@ def windows_benchmark(
     "One scale and its mirror in windows, one at a time and in batches"
     device = default_device(device)
     net, x = create_model(model, n_classes, backbone).to(device).eval(), torch.randn(3, *size, device=device)
-    keep_memory()
+    tune_malloc()
     def way(bs): return lambda: seconds_of(lambda: predict_multiscale(net, x, (1,), crop, bs=bs), n, warmup=1)
     return side_by_side(way(1), way(bs), rounds)
 
@@ -302,7 +302,7 @@ def run_benchmark(
     takes = inspect.signature(BENCHMARKS[name]).parameters
     if not {'device', 'options'} & set(takes) and options.pop('device', 'cpu') != 'cpu': raise ValueError(f'benchmark {name}: computes on the CPU only')
     found = {k: float(f'{v:.4g}') for k, v in BENCHMARKS[name](**options).items()}
-    found |= dict(about=BENCHMARKS[name].__doc__, options=options, made_with=surroundings())
+    found |= dict(about=BENCHMARKS[name].__doc__, options=options, made_with=environment())
     write_json(Path(out)/f'benchmark-{name}.json', found)
     for k, v in found.items(): print(f'{k}: {v}')
     return found

@@ -12,7 +12,7 @@ from fastai.vision.all import *
 from safetensors.torch import save
 from torch.utils.data import TensorDataset
 from torchvision.datasets import CIFAR10, cifar
-from ..core import atomic_write, keep_memory, write_json
+from ..core import atomic_write, tune_malloc, write_json
 from ..models.backbones import unknown_name
 from ..models.encnet_cifar import cifar_encnet, cifar_resnet, cifar_seresnet
 from ..training.checkpoint import Checkpoint
@@ -90,19 +90,19 @@ def fit_cosine(self: Learner,
     self.fit(n_epoch, cbs=L(ParamScheduler({'lr': SchedCos(self.lr if lr is None else lr, 0.)})) + L(cbs), **kwargs)
 
 # %% ../../nbs/experiments/60_cifar.ipynb #cebfa12f
-CIFAR_NETS = dict(encnet=cifar_encnet, resnet=lambda codes, width: cifar_resnet(width), seresnet=lambda codes, width: cifar_seresnet(width))
+CIFAR_NETS = dict(encnet=cifar_encnet, resnet=lambda n_codes, width: cifar_resnet(width), seresnet=lambda n_codes, width: cifar_seresnet(width))
 
 def cifar_learner(
     dls,                    # as `cifar_dls` gives
     model: str = 'encnet',  # encnet, resnet or seresnet
-    codes: int = 16,        # codewords of each block, of 'encnet' only
+    n_codes: int = 16,        # codewords of each block, of 'encnet' only
     width: int = 64,        # channels of the first stage
     lr: float = .1,         # at the first step
 ) -> Learner:
     "A `Learner` with the recipe of section 3.5, whose recorder has the top-1 error of both training and test pictures"
     if model not in CIFAR_NETS: raise unknown_name('model', model, CIFAR_NETS)
-    keep_memory()
-    learn = Learner(dls, CIFAR_NETS[model](codes, width), CrossEntropyLossFlat(), partial(SGD, mom=.9, wd=5e-4, decouple_wd=False),
+    tune_malloc()
+    learn = Learner(dls, CIFAR_NETS[model](n_codes, width), CrossEntropyLossFlat(), partial(SGD, mom=.9, wd=5e-4, decouple_wd=False),
                     lr=lr, wd_bn_bias=True, metrics=error_rate)
     learn.recorder.train_metrics = True
     return learn
@@ -126,7 +126,7 @@ class ErrorCurves(Callback):
 def train_cifar(
     path: str | Path,       # the folder that holds `cifar-10-batches-py`
     model: str = 'encnet',  # encnet, resnet or seresnet
-    codes: int = 16,        # codewords of each block, of 'encnet' only
+    n_codes: int = 16,        # codewords of each block, of 'encnet' only
     width: int = 64,        # channels of the first stage
     epochs: int = 600,      # passes over the training pictures
     lr: float = .1,         # at the first step
@@ -137,10 +137,10 @@ def train_cifar(
     cbs=None,               # more callbacks
 ) -> Learner:
     "Train a network of Table 6 as section 3.5 does"
-    out, about = Path(out), dict(model=model, codes=codes if model == 'encnet' else None, width=width, epochs=epochs, lr=lr, bs=bs, seed=seed)
+    out, about = Path(out), dict(model=model, n_codes=n_codes if model == 'encnet' else None, width=width, epochs=epochs, lr=lr, bs=bs, seed=seed)
     if model not in CIFAR_NETS: raise unknown_name('model', model, CIFAR_NETS)   # before the pictures are read
     set_seed(seed, reproducible=True)
-    learn = cifar_learner(cifar_dls(path, bs), model, codes, width, lr)
+    learn = cifar_learner(cifar_dls(path, bs), model, n_codes, width, lr)
     settings = {k: v for k, v in about.items() if k not in ('epochs', 'lr')}
     about['parameters'] = sum(p.numel() for p in learn.model.parameters())
     with steps_shown(learn): learn.fit_cosine(epochs, cbs=[ErrorCurves(out/'curves.json', about), Checkpoint(out, resume=resume, settings=settings), *L(cbs)])

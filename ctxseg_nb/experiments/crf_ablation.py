@@ -28,17 +28,17 @@ __all__ = ['NARROW', 'DENSE', 'PYRAMID', 'FULL', 'BOTH', 'CORRECTED', 'judge', '
 @torch.no_grad()
 def judge(
     predict,  # images (B, 3, H, W) → scores (B, K, H, W)
-    dls,      # `DataLoaders` with a `card`
+    dls,      # `DataLoaders` with `info`
     change=lambda z, y: z,  # done to the scores first, with the truth at hand: `oracle_classes` say
 ) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
     "`figures_of`, with mean IoU within three pixels of an edge ('band') and the expected calibration error ('ece')"
     counts, near, bins = [], [], 0
     for x, y in ((x.as_subclass(torch.Tensor), y.as_subclass(torch.Tensor)) for x, y in dls.valid):
         z = change(predict(x), y)
-        for found, mask in ((counts, y), (near, y.where(boundary_band(y), IGNORE))): found.append(image_counts(labels_of(z), mask, dls.card.n_classes))
+        for found, mask in ((counts, y), (near, y.where(boundary_band(y), IGNORE))): found.append(image_counts(labels_of(z), mask, dls.info.n_classes))
         bins = bins + reliability(z.softmax(1), y)
     counts, near = (torch.cat(c).cpu().numpy() for c in (counts, near))
-    return figures_of(counts, dls.card) | dict(band=mean_iou_of(near.sum(0), background=dls.card.background), ece=calibration_error(bins).item()), counts
+    return figures_of(counts, dls.info) | dict(band=mean_iou_of(near.sum(0), background=dls.info.background), ece=calibration_error(bins).item()), counts
 
 # %% ../../nbs/experiments/22_crf_ablation.ipynb #8a016ee7
 def after_dense(model, **options):
@@ -57,7 +57,7 @@ def corrected(model, dls, epochs, lr, dense):
     "Figures after each of the two corrections"
     figures = prefixed('dense', judge(after_dense(model, **dense), dls)[0])
     trunk = create_backbone('tiny', width=8, output_stride=2)
-    return figures | prefixed('refined', judge(trained(dls, refined(model, trunk, dls.card.n_classes), epochs, lr), dls)[0])
+    return figures | prefixed('refined', judge(trained(dls, refined(model, trunk, dls.info.n_classes), epochs, lr), dls)[0])
 
 # %% ../../nbs/experiments/22_crf_ablation.ipynb #da35f513
 def joint(
@@ -74,7 +74,7 @@ def crf_arm(seed, size, n_train, n_valid, bs, epochs, lr, relations, networks=1,
     "A `deepcrf` on the embedded scenes: its marginals, its unary alone ('unary_...'), pairs of weight 1 ('sum_...'), further unaries ('with_2_...'), and the corrections"
     set_seed(seed, reproducible=True)
     dls = scenes_dls(n_train, n_valid, size, bs, kinds=kinds)
-    def network(relations): return trained(dls, deepcrf(dls.card.n_classes, relations=relations, shared_features=True, **options), epochs, lr)
+    def network(relations): return trained(dls, deepcrf(dls.info.n_classes, relations=relations, shared_features=True, **options), epochs, lr)
     models = [network(r) for r in [relations] + [()]*(networks - 1)]
     figures, counts = judge(models[0], dls)
     figures |= prefixed('unary', judge(_unary(models[0]), dls)[0]) | prefixed('sum', judge(_sum(models[0]), dls)[0]) if relations else {}
@@ -93,7 +93,7 @@ def edges_arm(seed, path, weights, data, model, epochs, lr, size, bs, refine, de
     "A model on photographs, and after each of the two corrections"
     set_seed(seed, reproducible=True)
     dls = dataset_dls(open_dataset(data, path), tuple(size), bs)
-    net = create_model(model, dls.card.n_classes, 'squeezenet1_0', backbone_options=dict(weights=weights))
+    net = create_model(model, dls.info.n_classes, 'squeezenet1_0', backbone_options=dict(weights=weights))
     net = trained(dls, net, epochs, lr, head_lr=10)
     figures, counts = judge(net, dls)
     return figures | corrected(net, dls, refine, 4e-3, dense), counts

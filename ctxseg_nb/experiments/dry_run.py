@@ -72,7 +72,7 @@ def _pictures(r, ds, real):
     def count(split):
         if not real: return getattr(ds, 'counts', {}).get(split)
         image, mask = (pairs := ds.split(split))[0]
-        check_mask(ds.read_mask(mask), ds.card.n_classes, mask, ds.read(image).shape[:2], image)
+        check_mask(ds.read_mask(mask), ds.info.n_classes, mask, ds.read(image).shape[:2], image)
         return len(pairs)
     return count(r.train), count(r.valid)
 
@@ -80,11 +80,11 @@ def _pictures(r, ds, real):
 def _survey(r, path):
     "Number of classes, training pictures, pictures to score on"
     if r.data == 'cifar10': return 10, 50_000, 10_000
-    if path: return (ds := open_dataset(r.data, path, **r.data_options)).card.n_classes, *_pictures(r, ds, True)
+    if path: return (ds := open_dataset(r.data, path, **r.data_options)).info.n_classes, *_pictures(r, ds, True)
     known_datasets()   # with their miniatures
     with tempfile.TemporaryDirectory() as tmp:
         ds = open_dataset(r.data, make_miniature(r.data, Path(tmp)/r.data), **r.data_options)
-        return ds.card.n_classes, *_pictures(r, ds, False)
+        return ds.info.n_classes, *_pictures(r, ds, False)
 
 # %% ../../nbs/experiments/63_dry_run.ipynb #f77941a0
 def _count(n): return 'unknown' if n is None else f'{n:,}'

@@ -48,11 +48,11 @@ def fingerprint(
     backbone: nn.Module,    # gives the features
 ) -> str:
     "A name for the features of a split, which changes with each of these, with the files, and with the backbone's weights and structure"
-    data = type(ds).__qualname__, ds.options, ds.table.tolist(), ds.card.codes
+    data = type(ds).__qualname__, ds.options, ds.table.tolist(), ds.info.class_names
     files = [(_stamp(image), _stamp(mask)) for image, mask in ds.split(split)]
     net = checksum(backbone.state_dict(), f'{backbone.channels} {backbone.strides} {backbone!r}')
     about = hashlib.sha256(repr(('features 2', data, files, net)).encode()).hexdigest()[:16]
-    return f'{ds.card.name}{ds.card.n_classes}-{split}-{size[0]}x{size[1]}-{about}'
+    return f'{ds.info.name}{ds.info.n_classes}-{split}-{size[0]}x{size[1]}-{about}'
 
 # %% ../../nbs/experiments/25_frozen_features.ipynb #8309a1cc
 @torch.inference_mode()
@@ -217,13 +217,13 @@ def frozen_arm(
 ) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
     "Train a head on frozen SqueezeNet features of `ds` and score it, plain and with the present classes given away, and how well it knows them"
     set_seed(seed, reproducible=True)
-    k = ds.card.n_classes
+    k = ds.info.n_classes
     net = create_model(model, k, 'squeezenet1_0', backbone_options=dict(weights=weights), **(head or {})).to(default_device())
     (maps, masks), (vmaps, vmasks) = (frozen_features(ds, s, size, net.backbone, folder) for s in splits)
     trained = train_head(net, maps, masks, k, **options)
     counts = score_features(trained, vmaps, vmasks, k)
     oracle = score_features(trained, vmaps, vmasks, k, oracle_classes)
     there = torch.from_numpy(counts[..., 2] > 0)
-    return dict(miou=mean_iou_of(counts.sum(0), background=ds.card.background), pixel_acc=counts[..., 0].sum()/counts[..., 2].sum(),
-                miou_presence_known=mean_iou_of(oracle.sum(0), background=ds.card.background),
+    return dict(miou=mean_iou_of(counts.sum(0), background=ds.info.background), pixel_acc=counts[..., 0].sum()/counts[..., 2].sum(),
+                miou_presence_known=mean_iou_of(oracle.sum(0), background=ds.info.background),
                 presence_map=mean_average_precision(presence_scores(trained, vmaps), there)), counts

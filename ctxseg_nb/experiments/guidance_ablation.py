@@ -73,7 +73,7 @@ def variants(net, batches):
 @torch.no_grad()
 def presence_of(model, dls):
     "Scores (n, K) of the classes in each validation picture, and which are there"
-    found = [(model.outputs(x.as_subclass(torch.Tensor))['presence'], presence_target(y.as_subclass(torch.Tensor), dls.card.n_classes)) for x, y in dls.valid]
+    found = [(model.outputs(x.as_subclass(torch.Tensor))['presence'], presence_target(y.as_subclass(torch.Tensor), dls.info.n_classes)) for x, y in dls.valid]
     return [torch.cat(t) for t in zip(*found)]
 
 def two_stages(fcn, classifier):
@@ -94,7 +94,7 @@ def ladder_arm(seed, model, epochs, lr, bs, size, n_train, n_valid, n_more=0, ki
     "A model on the embedded scenes, with the classes given away ('oracle_...'); with `n_more` further scenes all rungs of a guided one, and two stages"
     set_seed(seed, reproducible=True)
     dls = scenes_dls(n_train, n_valid, size, bs, kinds=kinds)
-    def network(name, **options): return trained(dls, create_model(name, dls.card.n_classes, **options), epochs, lr)
+    def network(name, **options): return trained(dls, create_model(name, dls.info.n_classes, **options), epochs, lr)
     net = network(model, **options)
     figures, counts = judge(net, dls)
     figures |= prefixed('oracle', judge(net, dls, oracle_classes)[0])
@@ -108,7 +108,7 @@ def photos_ladder_arm(seed, path, weights, data, size, bs, min_photos, n_more, h
     "FCN ('fcn_...'), and a guided network with all rungs, on photographs"
     ds, size = open_dataset(data, path, min_photos=min_photos), tuple(size)
     dls, more = dataset_dls(ds, size, bs), dataset_dls(ds, size, bs, n_train=n_more)
-    kept, K = [p not in more.train_ds.items for p in ds.split('train')], ds.card.n_classes
+    kept, K = [p not in more.train_ds.items for p in ds.split('train')], ds.info.n_classes
     def network(name, **head):
         set_seed(seed, reproducible=True)
         net = create_model(name, K, 'squeezenet1_0', backbone_options=dict(weights=weights), **head)

@@ -163,10 +163,10 @@ _add('encnet/ade20k/resnet101/trainval', 'Table 5', train='trainval', epochs=20,
      note='the test server gave a final score of 55.67; val, which is scored here, was trained on')
 
 # %% ../../nbs/experiments/61_recipes.ipynb #76c4b13a
-for name, error, model, width, codes in (('resnet64d', 4.93, 'resnet', 64, 0), ('seresnet64d', 4.65, 'seresnet', 64, 0),
+for name, error, model, width, n_codes in (('resnet64d', 4.93, 'resnet', 64, 0), ('seresnet64d', 4.65, 'seresnet', 64, 0),
                                          ('16k64d', 3.96, 'encnet', 64, 16), ('32k128d', 3.45, 'encnet', 128, 32)):
     RECIPES[f'encnet/cifar10/{name}'] = Recipe(name=f'encnet/cifar10/{name}', source='Table 6', error=error, data='cifar10', valid='test', model=model, pretrained=False,
-        options=dict(codes=codes, width=width), opt='sgd', mom=.9, wd=5e-4, schedule='cosine', epochs=600, batch=128, crop=32, flip=.5, head_lr=1., scale=(1., 1.), scales=(1.,), mirrors=False)
+        options=dict(n_codes=n_codes, width=width), opt='sgd', mom=.9, wd=5e-4, schedule='cosine', epochs=600, batch=128, crop=32, flip=.5, head_lr=1., scale=(1., 1.), scales=(1.,), mirrors=False)
 
 # %% ../../nbs/experiments/61_recipes.ipynb #69e3e56e
 _MIX = dict(n_mix=4, n_heads=2)

@@ -114,7 +114,7 @@ def recipe_dls(
     "The pictures of a recipe"
     ds = open_dataset(r.data, path, **r.data_options)
     splits = r.train if _learns(r) else r.valid, r.valid
-    augment = Augment(r.crop, r.scale, r.rotate, r.flip, r.jitter, mirror=ds.card.mirror)
+    augment = Augment(r.crop, r.scale, r.rotate, r.flip, r.jitter, mirror=ds.info.mirror)
     return dataset_dls(ds, bs=r.batch, splits=splits, augment=augment, num_workers=workers)
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #da1a2445
@@ -143,8 +143,8 @@ def _weights_of_looks(r, model, dls, out):
     items = dls.train_ds.items
     some = [items[i] for i in np.linspace(0, len(items) - 1, min(_SAMPLE, len(items))).round().astype(int)]
     pairs = ((x[0], y[0]) for x, y in _plain(dls.test_dl(some, with_labels=True, bs=1)))
-    how = LearnToCombine(len(r.scales)*(1 + r.mirrors), dls.card.n_classes).to(dls.device)
-    how.fit(cached_candidates(model, pairs, out/'candidates', **_looks(r, dls.card.mirror)))
+    how = LearnToCombine(len(r.scales)*(1 + r.mirrors), dls.info.n_classes).to(dls.device)
+    how.fit(cached_candidates(model, pairs, out/'candidates', **_looks(r, dls.info.mirror)))
     return how.requires_grad_(False)
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #cec804e4
@@ -172,13 +172,13 @@ def score(
     "Score a network on the validation pictures as the recipe does"
     model.to(dls.device)
     how = _weights_of_looks(r, model, dls, Path(out)) if r.combine == 'learnt' else r.combine
-    sharpen, K, cm = _sharpener(r, model, dls, steps), dls.card.n_classes, 0
+    sharpen, K, cm = _sharpener(r, model, dls, steps), dls.info.n_classes, 0
     with torch.no_grad(), eval_mode(model):
         for x, y in progress(_plain(dls.valid), 'batches scored', len(dls.valid)):
-            s, g = _scores(r, model, x, how, dls.card.mirror)
+            s, g = _scores(r, model, x, how, dls.info.mirror)
             s = sharpen(s, x, g)
             cm = cm + confusion_matrix(oracle_classes(s, y) if r.oracle else s, y, K)
-    figures = dict(miou=mean_iou(cm, background=dls.card.background), pixel_acc=pixel_accuracy(cm), mean_acc=mean_accuracy(cm))
+    figures = dict(miou=mean_iou(cm, background=dls.info.background), pixel_acc=pixel_accuracy(cm), mean_acc=mean_accuracy(cm))
     learnt = {n: p.tolist() for part in (how, sharpen) if isinstance(part, nn.Module) for n, p in part.named_parameters()}
     return {k: v.item() for k, v in figures.items()}, learnt
 
@@ -195,9 +195,9 @@ def _follow_cifar(r, path, out, seed, resume, steps):
 # %% ../../nbs/experiments/62_run_recipe.ipynb #3281885d
 FIGURES = 'miou', 'pixel_acc', 'mean_acc', 'error'  # fields of a recipe
 
-def _write(r, model, out, card, found):
+def _write(r, model, out, info, found):
     if r.epochs and r.data != 'cifar10':
-        if getattr(model, 'config', None): save_model(model, out/'model', card.codes, card.palette)
+        if getattr(model, 'config', None): save_model(model, out/'model', info.class_names, info.palette)
         else:
             with atomic_write(out/'model.safetensors') as tmp: tmp.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}))
     write_json(out/'results.json', found)
@@ -208,7 +208,7 @@ def _follow(r, path, out, seed, resume, steps, start, workers):
     if bool(start) != bool(r.after): raise ValueError(f'{r.name}: ' + (f'needs start, the model file of {r.after}' if r.after else f'begins anew, found start {start}'))
     set_seed(seed, reproducible=True)
     dls = recipe_dls(r, path, workers)
-    model = recipe_model(r, dls.card.n_classes, start)
+    model = recipe_model(r, dls.info.n_classes, start)
     if start and r.model != 'refined': begin_with(model, start, whole=not r.epochs)
     learn = _learner(r, dls, model)
     if r.epochs: _learn(r, learn, out, resume, steps, _settings(r, seed=seed, start=start and str(start)))
@@ -232,6 +232,6 @@ def follow(
                               _follow(r, path, out, seed, resume, steps, start, workers))
     if figures is None: return learn, None
     reported = {k: getattr(r, k) for k in FIGURES if getattr(r, k) is not None}
-    _write(r, learn.model, out, getattr(learn.dls, 'card', None), dict(figures=figures, reported=reported, recipe=asdict(r), defaults=quiet, learnt=learnt,
+    _write(r, learn.model, out, getattr(learn.dls, 'info', None), dict(figures=figures, reported=reported, recipe=asdict(r), defaults=quiet, learnt=learnt,
            seed=seed, steps=steps, start=start and str(start)) | (about or {}))
     return learn, figures

@@ -19,7 +19,7 @@ from ..models.backbones import unknown_name
 _all_ = ['image_counts', 'mean_iou_of']
 
 # %% auto #0
-__all__ = ['EXPERIMENTS', 'paired_bootstrap', 'Experiment', 'register_experiment', 'surroundings', 'read_results',
+__all__ = ['EXPERIMENTS', 'paired_bootstrap', 'Experiment', 'register_experiment', 'environment', 'read_results',
            'check_experiment', 'run_experiment', 'summary', 'print_results', 'plot_results', 'image_counts',
            'mean_iou_of']
 
@@ -58,7 +58,7 @@ def register_experiment(experiment: Experiment):
     return experiment
 
 # %% ../../nbs/experiments/20_runner.ipynb #d96dde8e
-def surroundings() -> dict[str, str | int]:
+def environment() -> dict[str, str | int]:
     "Versions and machine, for a result that someone else should be able to repeat"
     packages = {p: version(p) for p in ('ctxseg_nb', 'torch', 'torchvision', 'fastai', 'timm', 'numpy')}
     cpuinfo = Path('/proc/cpuinfo')
@@ -156,7 +156,7 @@ def _one_run(ex, arm, seed, inputs, work):
     with atomic_write(counts_file) as tmp:
         with open(tmp, 'wb') as f: np.savez_compressed(f, counts=np.asarray(counts).astype(np.int32))
     figures = {k: round(float(v), 5) for k, v in figures.items()}
-    return dict(arm=arm, seed=seed, figures=figures, seconds=round(time.perf_counter() - start), made_with=surroundings())
+    return dict(arm=arm, seed=seed, figures=figures, seconds=round(time.perf_counter() - start), made_with=environment())
 
 def _all_counts(ex, runs, work):
     "arm → seed → counts (n, K, 3), for the arms of whose runs all are at hand"

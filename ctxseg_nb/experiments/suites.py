@@ -30,13 +30,13 @@ __all__ = ['CONTROLS', 'SCENES', 'GUIDED_HEAD', 'PHOTOS', 'HOST_HEADS', 'MCIBI',
 @torch.inference_mode()
 def count_validation(
     model,  # a `Segmentor`
-    dls,    # `DataLoaders` with a `card`
+    dls,    # `DataLoaders` with `info`
     **multiscale,  # to `predict_multiscale`; one plain forward pass where nothing is given
 ) -> np.ndarray:  # (n, K, 3)
     "Pixels right, predicted and true of every validation picture"
     predict = partial(predict_multiscale, model.eval(), **multiscale) if multiscale else model.eval()
     batches = ((x.as_subclass(torch.Tensor), y.as_subclass(torch.Tensor)) for x, y in progress(dls.valid, 'batches scored'))
-    return torch.cat([image_counts(labels_of(predict(x)), y, dls.card.n_classes) for x, y in batches]).cpu().numpy()
+    return torch.cat([image_counts(labels_of(predict(x)), y, dls.info.n_classes) for x, y in batches]).cpu().numpy()
 
 # %% ../../nbs/experiments/21_suites.ipynb #bdc91158
 class Tint(nn.Module):
@@ -51,7 +51,7 @@ class Tint(nn.Module):
 
 # %% ../../nbs/experiments/21_suites.ipynb #d721027a
 def trained(
-    dls,         # `DataLoaders` with a `card`
+    dls,         # `DataLoaders` with `info`
     model,       # name, or a `Segmentor`
     epochs: int,
     lr: float,   # at the top of the one-cycle schedule
@@ -64,7 +64,7 @@ def trained(
 
 # %% ../../nbs/experiments/21_suites.ipynb #3a104cf8
 def train_arm(
-    dls,           # `DataLoaders` with a `card`
+    dls,           # `DataLoaders` with `info`
     seed: int,     # of initial weights, order and augmentation
     model,         # name, or a `Segmentor`
     epochs: int,
@@ -76,10 +76,10 @@ def train_arm(
     "Train one model and score it"
     model = trained(dls, model, epochs, lr, **options)
     counts = count_validation(model, dls)
-    def again(model, **kw): return mean_iou_of(count_validation(model, dls, **kw).sum(0), background=dls.card.background)
+    def again(model, **kw): return mean_iou_of(count_validation(model, dls, **kw).sum(0), background=dls.info.background)
     more = {} if multiscale is None else dict(miou_ms=again(model, **multiscale))
     more |= {f'miou_{name}': again(nn.Sequential(Tint(rgb), model).to(dls.device)) for name, rgb in (lights or {}).items()}
-    return figures_of(counts, dls.card) | more, counts
+    return figures_of(counts, dls.info) | more, counts
 
 # %% ../../nbs/experiments/21_suites.ipynb #bff5d1b1
 def scenes_arm(seed, model, epochs, lr, bs, size, n_train, n_valid, kinds=None, **options):
@@ -92,7 +92,7 @@ def photos_arm(seed, path, weights, data, model, epochs, lr, size, bs, **dataset
     "An arm on photographs: SqueezeNet from ImageNet `weights`, the whole network trained, the head ten times as fast as the trunk"
     set_seed(seed, reproducible=True)
     dls = dataset_dls(open_dataset(data, path, **dataset_options), tuple(size), bs)
-    net = create_model(model, dls.card.n_classes, 'squeezenet1_0', backbone_options=dict(weights=weights))
+    net = create_model(model, dls.info.n_classes, 'squeezenet1_0', backbone_options=dict(weights=weights))
     return train_arm(dls, seed, net, epochs, lr, head_lr=10)
 
 def frozen_photos_arm(seed, path, weights, data, model, size, min_photos=None, **options):

@@ -23,24 +23,24 @@ __all__ = ['LOOKS', 'looked_at', 'scenes_looks_arm', 'photos_looks_arm', 'print_
 # %% ../../nbs/experiments/24_tta_ablation.ipynb #33adab77
 @lru_cache(maxsize=1)
 def _on_scenes(seed, model, epochs, lr, size, bs, n_train, n_valid):
-    "A trained model, the validation scenes and their card"
+    "A trained model, the validation scenes and their `DatasetInfo`"
     set_seed(seed, reproducible=True)
     dls = scenes_dls(n_train, n_valid, size, bs)
-    return trained(dls, create_model(model, dls.card.n_classes), epochs, lr), list(ContextScenes(n_valid, size, VALID_SEED)), dls.card
+    return trained(dls, create_model(model, dls.info.n_classes), epochs, lr), list(ContextScenes(n_valid, size, VALID_SEED)), dls.info
 
 @lru_cache(maxsize=1)
 def _on_photos(seed, path, weights, data, model, epochs, lr, size, bs, n_train, n_valid):
-    "A trained model, the validation pictures with their masks at full size, and their card"
+    "A trained model, the validation pictures with their masks at full size, and their `DatasetInfo`"
     set_seed(seed, reproducible=True)
     ds = open_dataset(data, path)
-    net = create_model(model, ds.card.n_classes, 'squeezenet1_0', backbone_options=dict(weights=weights))
-    return trained(dataset_dls(ds, size, bs, n_train=n_train), net, epochs, lr, head_lr=10), list(read_split(ds))[:n_valid], ds.card
+    net = create_model(model, ds.info.n_classes, 'squeezenet1_0', backbone_options=dict(weights=weights))
+    return trained(dataset_dls(ds, size, bs, n_train=n_train), net, epochs, lr, head_lr=10), list(read_split(ds))[:n_valid], ds.info
 
 # %% ../../nbs/experiments/24_tta_ablation.ipynb #f49fc14b
 def looked_at(
     net,             # a model in evaluation mode
     items,           # (picture, mask) pairs, each of its own size
-    card,            # of the data set
+    info,            # of the data set
     size: tuple[int, int],  # (H, W) of the pictures in training: scale 1 and the windows, pixels
     **looks,         # to `labeller`: `scales`, `flip`
 ) -> tuple[dict, 'np.ndarray']:  # figures, with the seconds a picture takes; (n, K, 3) counts
@@ -48,8 +48,8 @@ def looked_at(
     label = labeller(net, max(size), crop=size, fill=sums_over_positions(net), **looks)
     label(items[0][0])
     start = time.process_time()
-    counts = evaluate_pictures(label, items, card.n_classes)
-    return figures_of(counts, card) | dict(seconds_per_picture=(time.process_time() - start)/len(counts)), counts
+    counts = evaluate_pictures(label, items, info.n_classes)
+    return figures_of(counts, info) | dict(seconds_per_picture=(time.process_time() - start)/len(counts)), counts
 
 # %% ../../nbs/experiments/24_tta_ablation.ipynb #54e87fc4
 def scenes_looks_arm(seed, model, epochs, lr, size, bs, n_train, n_valid, **looks):

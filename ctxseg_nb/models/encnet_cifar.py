@@ -28,13 +28,13 @@ class EncodingGate(nn.Module):
     "Context encoding: (B, C, H, W) → γ (B, C) from the features' distribution about K codewords (Zhang et al. 2018, section 3.5)"
     def __init__(self,
         channels: int,    # C, a multiple of 4
-        codes: int = 16,  # K
+        n_codes: int = 16,  # K
     ):
         super().__init__()
         n = channels//4
         self.reduce = nn.Sequential(nn.Conv2d(channels, n, 1), nn.BatchNorm2d(n), nn.ReLU(inplace=True))
-        self.encoding = Encoding(n, codes, drop_scale=True)
-        self.W = nn.Linear(codes*n, channels)
+        self.encoding = Encoding(n, n_codes, drop_scale=True)
+        self.W = nn.Linear(n_codes*n, channels)
 
     def forward(self, x):
         e = F.normalize(self.encoding(self.reduce(x)).flatten(1), dim=1)   # (B, K·C/4)
@@ -103,12 +103,12 @@ class CifarNet(nn.Module):
 
 # %% ../../nbs/models/08_encnet_cifar.ipynb #c9e87d6d
 def cifar_encnet(
-    codes: int = 16,  # codewords of every block: K
+    n_codes: int = 16,  # codewords of every block: K
     width: int = 64,  # channels of the first stage, a multiple of 4
 ) -> CifarNet:
     "EncNet of Table 6: a context encoding gate on every block; '16k64d' and '32k128d' there"
-    if codes < 1: raise ValueError(f'codes: expected at least 1, found {codes}')
-    return CifarNet(width, lambda channels: EncodingGate(channels, codes))
+    if n_codes < 1: raise ValueError(f'n_codes: expected at least 1, found {n_codes}')
+    return CifarNet(width, lambda channels: EncodingGate(channels, n_codes))
 
 def cifar_resnet(
     width: int = 64,  # channels of the first stage, a multiple of 4

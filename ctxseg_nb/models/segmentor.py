@@ -229,7 +229,7 @@ def _is_option(value):
 def _are_options(value): return isinstance(value, dict) and _is_option(value)
 
 _ENTRIES = dict(   # entry of a card → what it has to be, and a test of a value for n classes
-    codes=('a list of {n} class names', lambda v, n: _is_list(v, n, _is_text)),
+    class_names=('a list of {n} class names', lambda v, n: _is_list(v, n, _is_text)),
     palette=('a list of {n} colours #rrggbb', lambda v, n: _is_list(v, n, lambda s: isinstance(s, str) and re.fullmatch('#[0-9a-fA-F]{6}', s))),
     mean=('three numbers', lambda v, n: _is_list(v, 3, lambda x: _is_number(x, -1e4, 1e4))),
     std=('three numbers above 0', lambda v, n: _is_list(v, 3, lambda x: _is_number(x, 1e-6, 1e4))),
@@ -251,11 +251,11 @@ def _short(value):
     text = f'a list of {len(value)}, {value!r}' if isinstance(value, list) else repr(value)
     return text if len(text) <= 80 else f'{text[:77]}...'
 
-def _card(path, n, codes, colours, stats, size):
+def _card(path, n, class_names, colours, stats, size):
     "What a user of a model needs to know beside its weights, as JSON takes it. Raises `ValueError` for an entry that is not what it has to be"
     colours = [f'#{r:02x}{g:02x}{b:02x}' for r, g, b in (core.palette(n) if colours is None else colours)]
     mean, std = ([float(v) for v in s] for s in stats)
-    card = dict(format=_FORMAT, codes=list(codes), palette=colours, mean=mean, std=std, size=size and [int(v) for v in size])
+    card = dict(format=_FORMAT, class_names=list(class_names), palette=colours, mean=mean, std=std, size=size and [int(v) for v in size])
     _check_entries(_ENTRIES, card, path, n)
     return card
 
@@ -272,13 +272,13 @@ def _from_card(card, n, source):
     "Class names, colours, normalisation and size, checked"
     _check_entries(_ENTRIES, card, source, n)
     colours = np.array([list(bytes.fromhex(h[1:])) for h in card['palette']], np.uint8)
-    return dict(codes=card['codes'], palette=colours, stats=(card['mean'], card['std']), size=card['size'])
+    return dict(class_names=card['class_names'], palette=colours, stats=(card['mean'], card['std']), size=card['size'])
 
 # %% ../../nbs/models/03_segmentor.ipynb #225a1b26
 def save_model(
     model: Segmentor,  # from `create_model`
     path: str | Path,  # of the file, with or without its suffix
-    codes,             # K class names
+    class_names,             # K class names
     palette: np.ndarray | None = None,  # (K, 3) uint8; `core.palette(K)` where not given
     stats=IMAGENET_STATS,  # mean and standard deviation of the images' channels
     size: tuple[int, int] | None = None,  # (H, W) of the pictures in training, for whoever predicts with it later
@@ -287,7 +287,7 @@ def save_model(
     if getattr(model, 'config', None) is None: raise ValueError(f'expected a model from create_model, found a {type(model).__name__} without config')
     file, copy = _files(path)
     _check_entries(_CONFIG, model.config, f'{path}: config')
-    card = _card(path, model.config['n_classes'], codes, palette, stats, size) | dict(config=model.config)
+    card = _card(path, model.config['n_classes'], class_names, palette, stats, size) | dict(config=model.config)
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     with atomic_write(copy) as c, atomic_write(file) as t:   # both are complete before either takes its place
         c.write_text(json.dumps(card, indent=1) + '\n', encoding='utf-8')
@@ -321,7 +321,7 @@ def _check_size(config, source, file, path):
 # %% ../../nbs/models/03_segmentor.ipynb #fa0c54ab
 def load_model(
     path: str | Path,  # of the file, with or without a suffix
-) -> tuple[Segmentor, dict]:  # the model in evaluation mode; config, codes, palette (K, 3) uint8, stats and size
+) -> tuple[Segmentor, dict]:  # the model in evaluation mode; config, class_names, palette (K, 3) uint8, stats and size
     "Read what `save_model` wrote; nothing is executed, and no other file is opened. Raises `FileNotFoundError` or `ValueError` naming the file, the entry or tensor, what was expected and what was found"
     path, copy = _files(path)
     with open_tensors(path) as file:

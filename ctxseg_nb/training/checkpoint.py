@@ -192,7 +192,7 @@ def _facts(
     learn,  # `Learner`, before its first step
 ) -> dict:  # name → value
     "What a learner knows of all that decides its run"
-    own = {'epochs': learn.n_epoch, 'processes': num_distrib() or 1, 'data set': getattr(getattr(learn.dls, 'card', None), 'name', None)}
+    own = {'epochs': learn.n_epoch, 'processes': num_distrib() or 1, 'data set': getattr(getattr(learn.dls, 'info', None), 'name', None)}
     data = _loader_facts('training', learn.dls.train) | _loader_facts('validation', learn.dls.valid) | {'batches an epoch': len(learn.dls.train)}
     return _as_json(own | data | _model_facts(get_model(learn.model)) | _loss_facts(learn.loss_func) | _optimiser_facts(learn) |
                     _callback_facts(learn) | {'callbacks with notes': sorted(_stateful(learn))})

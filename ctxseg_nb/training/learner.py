@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np, torch, torch.distributed as dist
 from fastai.vision.all import *
 from fastcore.basics import IN_NOTEBOOK
-from ..core import keep_memory, progress
+from ..core import tune_malloc, progress
 from ..data.dataset import missing_classes
 from ..evaluation.sliding_window import predict_multiscale, sums_over_positions
 from ..models.segmentor import create_model, param_groups, tell_progress
@@ -283,9 +283,9 @@ class SegmentationLearner(Learner):
         flip: bool = True,  # also the mirror at every scale?
         **options,          # to `predict_multiscale`: `crop`, `stride`, `average`, `fill`, `bs`, `size`, `mirror`
     ) -> tuple:  # probabilities (n, K, H, W), or logits where `average` says so, and masks (n, H, W), as from `get_preds`
-        "Mean over scales and mirrors, each brought back onto the picture; left and right change places as the data's card says"
-        card = getattr(self.dls, 'card', None)
-        options = dict(mirror=card and card.mirror, fill=sums_over_positions(self.model)) | options
+        "Mean over scales and mirrors, each brought back onto the picture; left and right change places as the data set's `info` says"
+        info = getattr(self.dls, 'info', None)
+        options = dict(mirror=info and info.mirror, fill=sums_over_positions(self.model)) | options
         if dl is None: dl = self.dls[ds_idx].new(shuffle=False, drop_last=False)
         model, self.model = self.model, _Looking(self.model, scales=scales, flip=flip, **options)
         try:
@@ -298,9 +298,9 @@ def _recipe(opt):
     return OPTIMISERS[opt]
 
 def _card(dls):
-    card = getattr(dls, 'card', None)
-    if card is None: raise ValueError('dls: expected DataLoaders with a `card` (see segmentation_dls), found none')
-    return card
+    info = getattr(dls, 'info', None)
+    if info is None: raise ValueError('dls: expected DataLoaders with `info` (see segmentation_dls), found none')
+    return info
 
 def _model(model, n_classes, backbone, compile, options):
     if isinstance(model, str): model = create_model(model, n_classes, backbone=backbone, **options)
@@ -329,14 +329,14 @@ def _class_weights(weights, dls, n_classes):
 
 # %% ../../nbs/training/55_learner.ipynb #55d8b6c6
 def segmentation_learner(
-    dls,                # `DataLoaders` with a `card`, as `segmentation_dls` gives
+    dls,                # `DataLoaders` with `info`, as `segmentation_dls` gives
     model='fcn',        # name for `create_model`, or a `Segmentor`
     backbone: str = 'tiny',  # name for `create_backbone`
     opt: str = 'adamw',  # 'adamw', or 'sgd' as in the papers
     lr=None,            # default rate of `fit`, `fit_one_cycle` and `fit_poly`; the recipe's where not given
     head_lr: float | None = None,  # the head's rate as a multiple of the backbone's; 10 with 'sgd', 1 with 'adamw'
     weights='sqrt',     # class weights: 1/sqrt(frequency) in training, (K,) tensor, or None
-    metrics=None,       # `segmentation_metrics(dls.card)` where not given
+    metrics=None,       # `segmentation_metrics(dls.info)` where not given
     cbs=None,           # callbacks beside `LossParts`, `TellProgress` and `CheckFinite`
     precision: str | None = None,  # 'fp16' or 'bf16': mixed precision
     accumulate: int = 1,  # batches to a step
@@ -345,11 +345,11 @@ def segmentation_learner(
     path=None,          # folder of the learner; that of `dls` where not given
     **options,          # of the model, to `create_model`
 ) -> SegmentationLearner:
-    "A `SegmentationLearner` with a paper's defaults. Raises `ValueError` for unknown names and data without a card"
-    r, card = _recipe(opt), _card(dls)
-    model = _model(model, card.n_classes, backbone, compile, options)
+    "A `SegmentationLearner` with a paper's defaults. Raises `ValueError` for unknown names and data without `info`"
+    r, info = _recipe(opt), _card(dls)
+    model = _model(model, info.n_classes, backbone, compile, options)
     cbs = [LossParts(), TellProgress(), CheckFinite(), *_switches(precision, accumulate, channels_last), *L(cbs)]
-    keep_memory()
-    return SegmentationLearner(dls, model, SegmentationLoss(model.loss_parts, _class_weights(weights, dls, card.n_classes)),
+    tune_malloc()
+    return SegmentationLearner(dls, model, SegmentationLoss(model.loss_parts, _class_weights(weights, dls, info.n_classes)),
                    head_first(r['opt_func'], _rate('head_lr', head_lr, r['head_lr'])), lr=_rate('lr', lr, r['lr']), wd_bn_bias=r['wd_bn_bias'], splitter=param_groups,
-                   metrics=segmentation_metrics(card) if metrics is None else metrics, cbs=cbs, path=path)
+                   metrics=segmentation_metrics(info) if metrics is None else metrics, cbs=cbs, path=path)
