@@ -143,8 +143,8 @@ def _train_on(name):
 # %% ../nbs/cli.ipynb #e982c5c9
 def _open(data, path, min_photos=None):
     "The data set on disk that `data` names"
-    from ctxseg_nb.data.dataset import known_datasets, open_dataset
-    if data not in known_datasets(): raise ValueError(f"--data: no data set '{data}'; there are scenes, {', '.join(known_datasets())}")
+    from ctxseg_nb.data.dataset import DATASETS, open_dataset
+    if data not in DATASETS: raise ValueError(f"--data: no data set '{data}'; there are scenes, {', '.join(DATASETS)}")
     if not path: raise ValueError(f'--data {data} needs --path, the folder of the data set')
     if min_photos is not None and data != 'ccp': raise ValueError(f'--min-photos is for ccp, not for {data}')
     return open_dataset(data, path, **({} if min_photos is None else dict(min_photos=min_photos)))
@@ -286,9 +286,10 @@ def train(
 # %% ../nbs/cli.ipynb #5e0c1a07
 def _check_model(model, backbone='tiny'):
     "Raise `ValueError` for a model or backbone that nobody knows, before any picture is read"
-    from ctxseg_nb.models.backbones import check_backbone, unknown_name
-    from ctxseg_nb.models.segmentor import known_models
-    if model not in known_models(): raise unknown_name('model', model, known_models())
+    from ctxseg_nb.models.backbones import check_backbone
+    from ctxseg_nb.core import unknown_name
+    from ctxseg_nb.models.segmentor import MODELS
+    if model not in MODELS: raise unknown_name('model', model, MODELS)
     check_backbone(backbone)
 
 def _train(data, path, model, backbone, weights, epochs, size, bs, lr, opt, head_lr, min_photos, seed, out, resume,
@@ -418,7 +419,7 @@ def _list_benchmarks():
 
 def _benchmarks(names, out, device):
     from ctxseg_nb.experiments.benchmarks import BENCHMARKS, run_benchmark
-    from ctxseg_nb.models.backbones import unknown_name
+    from ctxseg_nb.core import unknown_name
     for name in names:
         if name not in BENCHMARKS: raise unknown_name('benchmark', name, BENCHMARKS)
     options = dict(device=str(_device(device))) if device else {}
@@ -616,10 +617,10 @@ def export(
 @command
 def models():
     "List models and backbones"
-    from ctxseg_nb.models.backbones import known_backbones
-    from ctxseg_nb.models.segmentor import known_models
-    print('models:    ' + ', '.join(known_models()))
-    print('backbones: ' + ', '.join(known_backbones()) + ', and every network of timm with feature maps (resnet50d, hrnet_w18, ...)')
+    from ctxseg_nb.models.backbones import BACKBONES
+    from ctxseg_nb.models.segmentor import MODELS
+    print('models:    ' + ', '.join(MODELS))
+    print('backbones: ' + ', '.join(BACKBONES) + ', and every network of timm with feature maps (resnet50d, hrnet_w18, ...)')
 
 @command
 def data(
@@ -631,9 +632,9 @@ def data(
     return Mode(_check, 'with --check') if check else Mode(_list_data, 'without --check')
 
 def _list_data():
-    from ctxseg_nb.data.dataset import known_datasets
+    from ctxseg_nb.data.dataset import DATASETS
     print('scenes           embedded, drawn by the library; 24 classes')
-    for name, ds in known_datasets().items(): print(f'{name:17}{ds.get}')
+    for name, ds in DATASETS.items(): print(f'{name:17}{ds.get}')
 
 def _check(check, splits, most):
     from ctxseg_nb.data.verify import check_dataset, print_report

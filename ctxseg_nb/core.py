@@ -5,11 +5,15 @@
 # %% ../nbs/30_core.ipynb #8f38b04e
 from __future__ import annotations
 import ctypes, errno, inspect, json, math, os, zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import partial
+from importlib import import_module
 from numbers import Integral, Real
 from pathlib import Path
+from pkgutil import iter_modules
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -19,9 +23,9 @@ except ImportError: fcntl = None  # Windows, where nothing keeps two writers of 
 # %% auto #0
 __all__ = ['IGNORE', 'IMAGENET_STATS', 'VOID_COLOUR', 'LOG_ZERO', 'check_n_classes', 'DatasetInfo', 'palette', 'colorize',
            'show_rows', 'legend', 'atomic_write', 'write_json', 'write_figure', 'check_labels', 'check_options',
-           'progress', 'can_check_values', 'finite_scores', 'labels_of', 'check_positive', 'check_share', 'plain',
-           'at_least_float32', 'highest_precision', 'full_precision', 'default_device', 'shared_mean', 'place_in_batch',
-           'shared_generator', 'checksum', 'real_data', 'tune_malloc']
+           'unknown_name', 'Registry', 'progress', 'can_check_values', 'finite_scores', 'labels_of', 'check_positive',
+           'check_share', 'plain', 'at_least_float32', 'highest_precision', 'full_precision', 'default_device',
+           'shared_mean', 'place_in_batch', 'shared_generator', 'checksum', 'real_data', 'tune_malloc']
 
 # %% ../nbs/30_core.ipynb #290a87b6
 IGNORE = 255  # label of void pixels, in every mask of this library
@@ -219,6 +223,58 @@ def check_options(
     wrong = [name for name in options if name not in takes]
     if wrong and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
         raise ValueError(f'{what} has no option {wrong[0]!r}; there are {", ".join(takes) or "none"}')
+
+# %% ../nbs/30_core.ipynb #c0de4e91
+def unknown_name(
+    kind: str,  # what it should have been, e.g. 'backbone'
+    name: str,  # what was asked for
+    known: Iterable[str],  # all names there are
+) -> ValueError:
+    "The error for an unknown name, with the closest known ones"
+    close = get_close_matches(str(name), list(known), 4, .4)
+    return ValueError(f'unknown {kind} {name!r}' + (f'; did you mean {", ".join(close)}?' if close else f'; there are {", ".join(known)}'))
+
+# %% ../nbs/30_core.ipynb #c0de4e93
+class Registry(Mapping):
+    "Name → entry, in the order of registration. The first look imports every module of `package`, so that all entries are known"
+    def __init__(self,
+        kind: str,     # what an entry is, for errors: 'model'
+        package: str,  # whose modules register entries: 'ctxseg_nb.models'
+        skip: tuple[str, ...] = (),  # modules of it that register none and are slow to import
+    ) -> None:
+        self.kind, self.package, self.skip, self._entries, self._complete = kind, package, skip, {}, False
+
+    def register(self,
+        name: str,   # as on the command line
+        **defaults,  # options of the entry, a function or a class, under this name
+    ) -> Callable:   # a decorator; gives back what it decorates
+        "Make an entry known as `name`. Raises `ValueError` where another entry has that name; the same one, defined anew in a notebook, replaces itself"
+        def add(entry):
+            old = self._entries.get(name)
+            if old is not None and self._origin(old) != self._origin(entry):
+                raise ValueError(f'{self.kind} {name!r}: {self._origin(old)} has this name, {self._origin(entry)} needs another one')
+            self._entries[name] = partial(entry, **defaults) if defaults else entry
+            return entry
+        return add
+
+    @staticmethod
+    def _origin(entry) -> str: return getattr(getattr(entry, 'func', entry), '__qualname__', str(entry))
+
+    def _all(self) -> dict:
+        if not self._complete:
+            for module in iter_modules(import_module(self.package).__path__):
+                if module.name not in self.skip: import_module(f'{self.package}.{module.name}')
+            self._complete = True
+        return self._entries
+
+    def __contains__(self, name) -> bool: return name in self._entries or name in self._all()
+    def __iter__(self) -> Iterator[str]: return iter(self._all())
+    def __len__(self) -> int: return len(self._all())
+
+    def __getitem__(self, name: str):
+        "The entry. Raises `ValueError` with the closest names for an unknown one"
+        if name not in self: raise unknown_name(self.kind, name, self)
+        return self._entries[name]
 
 # %% ../nbs/30_core.ipynb #5e0c1c04
 def progress(

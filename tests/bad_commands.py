@@ -6,7 +6,7 @@ NUMBERS = [
     ('train', 'epochs', True), ('train', 'bs', True), ('train', 'lr', False), ('train', 'head-lr', False), ('train', 'min-photos', True),
     ('train', 'seed', True), ('train', 'accumulate', True), ('train --recipe {recipe}', 'steps', True), ('train', 'workers', True),
     ('train --recipe {recipe}', 'seed', True), ('train --recipe {recipe}', 'workers', True),
-    ('cifar --path {folder}', 'n_codes', True), ('cifar --path {folder}', 'width', True), ('cifar --path {folder}', 'epochs', True),
+    ('cifar --path {folder}', 'n-codes', True), ('cifar --path {folder}', 'width', True), ('cifar --path {folder}', 'epochs', True),
     ('cifar --path {folder}', 'lr', False), ('cifar --path {folder}', 'bs', True), ('cifar --path {folder}', 'seed', True),
     ('experiment scenes', 'seeds', True), ('evaluate {model}', 'min-photos', True),
     ('data --check camvid {camvid}', 'most', True),

@@ -5,7 +5,7 @@ import numpy as np, pytest
 from PIL import Image
 from safetensors.torch import save_file
 from ctxseg_nb import cli
-from ctxseg_nb.data.dataset import known_datasets
+from ctxseg_nb.data.dataset import DATASETS
 from ctxseg_nb.testing.miniatures import make_miniature
 from ctxseg_nb.models.segmentor import create_model, save_model
 from bad_commands import bad_commands
@@ -69,8 +69,7 @@ def world(tmp_path_factory):
     (root/'cut.safetensors').write_bytes((root/'cut.safetensors').read_bytes()[:500])
     (root/'nocard.safetensors').write_bytes(b'8' + (root/'nocard.safetensors').read_bytes())
     (root/'nocard.json').unlink()
-    save_file(create_model('fcn', 4, width=8).state_dict(), root/'other.safetensors')   # tensors without a info
-    known_datasets()
+    save_file(create_model('fcn', 4, width=8).state_dict(), root/'other.safetensors')   # tensors without a card
     found['context'] = make_miniature('pascal_context', root/'context')
     from ctxseg_nb.experiments.recipes import RECIPES
     found['after'] = next(n for n, r in RECIPES.items() if r.after and r.data == 'pascal_context')

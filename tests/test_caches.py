@@ -9,7 +9,7 @@ from ctxseg_nb.experiments.runner import read_results
 from ctxseg_nb.experiments.frozen_features import frozen_features
 from ctxseg_nb.core import IGNORE, DatasetInfo
 from ctxseg_nb.data.dataloaders import scenes_dls
-from ctxseg_nb.data.dataset import known_datasets, open_dataset
+from ctxseg_nb.data.dataset import DATASETS, open_dataset
 from ctxseg_nb.testing.miniatures import little_picture, make_miniature
 from ctxseg_nb.evaluation.tta import cached_candidates
 from ctxseg_nb.models.backbones import create_backbone
@@ -39,10 +39,10 @@ def test_features_know_the_options_of_the_data_set(tmp_path):
     assert (masks[1] == IGNORE).mean() > .5 and (masks[0] != IGNORE).all()
 
 
-@pytest.mark.parametrize('name', sorted(known_datasets()))
+@pytest.mark.parametrize('name', sorted(DATASETS))
 def test_every_option_of_every_data_set_is_known(name, tmp_path):
     "`options` has what the class was told, with the defaults of the rest"
-    cls, path = known_datasets()[name], make_miniature(name, tmp_path/name)
+    cls, path = DATASETS[name], make_miniature(name, tmp_path/name)
     assert set(cls(path).options) == set(cls.__init__.__annotations__) - {'path', 'return'}
     assert copy.copy(cls(path)).options == pickle.loads(pickle.dumps(cls(path))).options == cls(path).options
 
@@ -203,10 +203,10 @@ def test_scenes_cannot_be_changed_for_the_next_loaders():
     for loaders in (dls, fresh()): assert all(torch.equal(a, b) for a, b in zip(before, loaders.train.one_batch()))
 
 
-@pytest.mark.parametrize('name', sorted(known_datasets()))
+@pytest.mark.parametrize('name', sorted(DATASETS))
 def test_what_all_data_sets_of_a_class_share_is_read_only(name):
     for key in ('table', 'info'):
-        shared = getattr(known_datasets()[name], key, None)
+        shared = getattr(DATASETS[name], key, None)
         array = shared.palette if isinstance(shared, DatasetInfo) else shared
         assert array is None or not array.flags.writeable
 
@@ -223,6 +223,6 @@ def test_cards_are_equal_by_content():
 
 
 def test_cards_of_data_sets_are_equal(tmp_path):
-    for name in known_datasets():
+    for name in DATASETS:
         path = make_miniature(name, tmp_path/name)
         assert open_dataset(name, path).info == open_dataset(name, path).info

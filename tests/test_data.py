@@ -7,16 +7,16 @@ from ctxseg_nb.cli import main
 from ctxseg_nb.core import IGNORE, DatasetInfo
 from ctxseg_nb.data.dataloaders import segmentation_dls
 from ctxseg_nb.data.verify import check_dataset
-from ctxseg_nb.data.dataset import CamVid, check_mask, image_size, known_datasets, load_image, load_mask, open_dataset, read_lines
+from ctxseg_nb.data.dataset import CamVid, check_mask, image_size, DATASETS, load_image, load_mask, open_dataset, read_lines
 from ctxseg_nb.testing.miniatures import MINIATURES, little_mask, make_miniature
 from ctxseg_nb.data.transforms import Augment
-from ctxseg_nb.models.segmentor import create_model, known_models
+from ctxseg_nb.models.segmentor import create_model, MODELS
 from ctxseg_nb.training.learner import segmentation_learner, training_counts
 from ctxseg_nb.training.losses import SegmentationLoss, class_weights, pixel_cross_entropy
 
 CARD = DatasetInfo('toy', ('a', 'b', 'c'))
-NAMES = sorted(known_datasets())
-MODELS = sorted(known_models())
+NAMES = sorted(DATASETS)
+MODELS = sorted(MODELS)
 LISTS = dict(camvid='codes.txt', ccp='train.txt', voc2012='VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt',
              pascal_context='VOCdevkit/VOC2010/ImageSets/Main/train.txt', coco_stuff10k='imageLists/train.txt', ade20k='objectInfo150.txt',
              siftflow='TestSet1.txt', lip='TrainVal_images/train_id.txt', cihp='Training/train_id.txt', nyudv2='train.txt',
@@ -170,7 +170,7 @@ def test_every_data_set_has_a_miniature(tmp_path):
     "also where nothing else was imported before"
     assert set(NAMES) <= set(MINIATURES)
     end = python(f"from ctxseg_nb.testing.miniatures import make_miniature; make_miniature('lip', {str(tmp_path/'lip')!r}); make_miniature('nope', 'x')")
-    assert (tmp_path/'lip'/'TrainVal_images').exists() and "no miniature 'nope', expected one of ade20k, camvid, ccp" in end.stderr
+    assert (tmp_path/'lip'/'TrainVal_images').exists() and "unknown miniature 'nope'; there are" in end.stderr
 
 
 def test_class_names_with_blanks(copied):

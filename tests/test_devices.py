@@ -13,11 +13,11 @@ from ctxseg_nb.evaluation.evaluator import image_counts, labeller
 from ctxseg_nb.evaluation.sliding_window import predict_multiscale
 from ctxseg_nb.models.deepcrf import deepcrf
 from ctxseg_nb.models.class_guidance import WithField, oracle_classes
-from ctxseg_nb.models.segmentor import create_model, known_models, tell_progress
+from ctxseg_nb.models.segmentor import create_model, MODELS, tell_progress
 from ctxseg_nb.training.losses import SegmentationLoss
 from ctxseg_nb.evaluation.metrics import calibration_error, confusion_matrix, mean_iou, reliability
 
-MODELS, K = sorted(known_models()), 4
+MODELS, K = sorted(MODELS), 4
 
 ELSEWHERE = torch.device('fpga:0')  # a type of device that PyTorch knows by name and that no machine has
 

@@ -8,19 +8,19 @@ import ctxseg_nb.evaluation.evaluator as evaluation
 from ctxseg_nb import cli
 from ctxseg_nb.core import IGNORE, IMAGENET_STATS, DatasetInfo, labels_of
 from ctxseg_nb.data.dataloaders import dataset_dls, segmentation_dls
-from ctxseg_nb.data.dataset import known_datasets, open_dataset
+from ctxseg_nb.data.dataset import DATASETS, open_dataset
 from ctxseg_nb.testing.miniatures import little_mask, make_miniature
 from ctxseg_nb.evaluation.tta import candidates
 from ctxseg_nb.evaluation.evaluator import evaluate_pictures, figures_of, image_counts, labeller, mean_iou_of, read_split, write_report
 from ctxseg_nb.evaluation.sliding_window import predict_looks, predict_multiscale, sums_over_positions
-from ctxseg_nb.models.segmentor import create_model, known_models
+from ctxseg_nb.models.segmentor import create_model, MODELS
 from ctxseg_nb.experiments.run_recipe import follow, recipe_dls, score
 from ctxseg_nb.training.learner import SegmentationLearner, segmentation_learner
 from ctxseg_nb.training.losses import SegmentationLoss
 from ctxseg_nb.evaluation.metrics import MIoU, calibration_error, confusion_matrix, mean_iou, reliability
 from ctxseg_nb.experiments.recipes import filled, recipe
 
-MIRROR = known_datasets()['lip'].info.mirror
+MIRROR = DATASETS['lip'].info.mirror
 COLOURS = {0: (0, 0), 14: (255, 0), 15: (128, 221)}  # red and green of background, left arm and right arm
 COMBINATIONS = 'prob', 'logit', 'avg', 'max', 'avgmax', 'learnt'
 LOOKS = dict(whole={}, scales=dict(scales=(.5, 1., 1.5)), windows=dict(windows=True, crop=40), shorter_side=dict(side=96), squeezed=dict(side=(72, 72)))
@@ -85,7 +85,7 @@ def test_recipes_fill_windows_to_the_size_of_training(tmp_path):
 
 
 def test_models_that_sum_over_positions():
-    sums = {name for name in known_models() if sums_over_positions(create_model(name, 5))}
+    sums = {name for name in MODELS if sums_over_positions(create_model(name, 5))}
     assert 'encnet' in sums and not sums & {'fcn', 'gap', 'psp', 'aspp', 'cfnet', 'mcibi'}
     assert sums_over_positions(create_model('cfnet', 5, encoding=True))
 

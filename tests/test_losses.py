@@ -4,10 +4,10 @@ from torch.nn import functional as F
 from ctxseg_nb.core import IGNORE
 from ctxseg_nb.models.class_guidance import WithField
 from ctxseg_nb.crf.guided import GuidanceCRF
-from ctxseg_nb.models.segmentor import create_model, known_models
+from ctxseg_nb.models.segmentor import create_model, MODELS
 from ctxseg_nb.training.losses import SegmentationLoss, pixel_cross_entropy
 
-MODELS = sorted(known_models())
+MODELS = sorted(MODELS)
 K = 4
 
 

@@ -10,10 +10,10 @@ from ctxseg_nb.crf.guided import GuidanceCRF
 from ctxseg_nb.models.backbones import open_tensors
 from ctxseg_nb.models.deepcrf import deepcrf
 from ctxseg_nb.models.class_guidance import WithField
-from ctxseg_nb.models.segmentor import create_model, known_models, load_model, save_model
+from ctxseg_nb.models.segmentor import create_model, MODELS, load_model, save_model
 from safetensors.torch import save
 
-MODELS = sorted(known_models())
+MODELS = sorted(MODELS)
 KEY = 'ctxseg.json'  # of the card in a file's metadata
 
 
@@ -157,7 +157,7 @@ def test_figures_are_replaced_whole(tmp_path, monkeypatch):
 
 def test_no_other_way_to_write():
     "What the library leaves for a user goes through `atomic_write`; temporary folders, miniatures for tests and the note in a run's lock do not"
-    package, free = Path(__file__).parent.parent/'ctxseg_nb', ('miniature', 'distributed', 'rooms', 'scenery', 'pascal', 'coco', 'people')
+    package, free = Path(__file__).parent.parent/'ctxseg_nb', ('miniatures', 'distributed', 'indoor', 'scenery', 'pascal', 'coco', 'human_parsing')
     words = 'savefig(', '.write_text(', '.write_bytes(', "'w'", "'wb'", '.to_csv(', 'np.save(', 'im.save('
     found = []
     for file in package.rglob('*.py'):

@@ -4,10 +4,10 @@ from fastai.basics import DataLoader, DataLoaders, Learner
 import fastai.callback.all  # noqa: F401, learners get no_bar and fit_one_cycle
 from ctxseg_nb.core import IGNORE
 from ctxseg_nb.models.backbones import BACKBONES, create_backbone
-from ctxseg_nb.models.segmentor import create_model, known_models
+from ctxseg_nb.models.segmentor import create_model, MODELS
 from ctxseg_nb.training.losses import SegmentationLoss
 
-MODELS = sorted(known_models())
+MODELS = sorted(MODELS)
 K = 5
 
 

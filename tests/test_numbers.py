@@ -11,11 +11,11 @@ from ctxseg_nb.evaluation.evaluator import labeller
 from ctxseg_nb.models.encnet import SELoss, assign, encode, presence_target
 from ctxseg_nb.models.class_guidance import only_classes
 from ctxseg_nb.models.refinement import WithScores, refined
-from ctxseg_nb.models.segmentor import aux_loss, create_model, fcn, known_models
+from ctxseg_nb.models.segmentor import aux_loss, create_model, fcn, MODELS
 from ctxseg_nb.training.losses import SegmentationLoss, count_labels, pixel_cross_entropy
 from ctxseg_nb.evaluation.metrics import confusion_matrix
 
-MODELS = sorted(known_models())
+MODELS = sorted(MODELS)
 K, H, W = 4, 9, 11
 EDGES = range_box_edges(H, W)[0]
 PAIRS = torch.randn(EDGES.shape[1], K, K, generator=torch.Generator().manual_seed(0))

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from ctxseg_nb.cli import main
 from ctxseg_nb.testing.miniatures import little_pair, make_miniature
-from ctxseg_nb.models.segmentor import known_models
+from ctxseg_nb.models.segmentor import MODELS
 from ctxseg_nb.training.checkpoint import read_checkpoint
 
 EPOCHS = 12
@@ -103,7 +103,7 @@ def examine(name, options, folder):
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('--models', help='names, as in fcn,mcibi', default=','.join(known_models()))
+    parser.add_argument('--models', help='names, as in fcn,mcibi', default=','.join(MODELS))
     parser.add_argument('--kills', type=int, default=10, help='of each model, half of them during a write')
     parser.add_argument('--processes', type=int, default=1, help='that train together')
     parser.add_argument('--accumulate', type=int, default=1, help='batches to a step')

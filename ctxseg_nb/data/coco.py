@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from scipy.io import savemat
 from ..core import IGNORE, DatasetInfo
-from .dataset import SegDataset, load_mask, register_dataset, safe_name, _labels_from_mat, _reading
-from ..testing.miniatures import little_mask, little_pair, little_picture, miniature
+from .dataset import SegDataset, load_mask, DATASETS, safe_name, _labels_from_mat, _reading
+from ..testing.miniatures import little_mask, little_pair, little_picture, MINIATURES
 from .pascal import VOC_CLASS_NAMES, voc_palette, _stems
 
 # %% auto #0
@@ -50,7 +50,7 @@ class _CocoStuff(SegDataset):
         self.table[_NUMBERS - self.less] = range(len(_NUMBERS))
 
 # %% ../../nbs/data/35_coco.ipynb #70ba400f
-@register_dataset('coco_stuff10k')
+@DATASETS.register('coco_stuff10k')
 class COCOStuff10K(_CocoStuff):
     "COCO-Stuff 10K, version 1.1, as it unpacks"
     name, key, n_labels, less, splits = 'COCO-Stuff 10K', 'coco_stuff10k', 183, 0, ('train', 'test')
@@ -64,7 +64,7 @@ class COCOStuff10K(_CocoStuff):
     def _labels(self, mask): return _labels_from_mat(mask, 'S')
 
 # %% ../../nbs/data/35_coco.ipynb #68dc4103
-@miniature('coco_stuff10k')
+@MINIATURES.register('coco_stuff10k')
 def _mini_stuff10k(path):
     for d in ('imageLists', 'annotations'): (path/d).mkdir()
     for split, ids in dict(train=(77, 113), test=(109, 315)).items():
@@ -77,7 +77,7 @@ def _mini_stuff10k(path):
 # %% ../../nbs/data/35_coco.ipynb #9ef3dbf8
 def _first(*places): return next((p for p in places if p.exists()), places[0])
 
-@register_dataset('coco_stuff164k')
+@DATASETS.register('coco_stuff164k')
 class COCOStuff164K(_CocoStuff):
     "COCO-Stuff on the pictures of COCO 2017, masks as PNGs ('stuffthingmaps')"
     name, key, n_labels, less, splits = 'COCO-Stuff 164K', 'coco_stuff164k', 182, 1, ('train', 'val')
@@ -94,7 +94,7 @@ class COCOStuff164K(_CocoStuff):
     def _labels(self, mask): return load_mask(mask)
 
 # %% ../../nbs/data/35_coco.ipynb #59491793
-@miniature('coco_stuff164k')
+@MINIATURES.register('coco_stuff164k')
 def _mini_stuff164k(path):
     for split, ids in dict(train=(9, 25), val=(139, 285)).items():
         for i in ids:
@@ -126,7 +126,7 @@ def _rectangles(image, seed, numbers):
     return found
 
 # %% ../../nbs/data/35_coco.ipynb #8a340b36
-@miniature('coco_objects')
+@MINIATURES.register('coco_objects')
 def _mini_objects(path):
     categories = [dict(id=int(k), name=n) for k, n in zip(_NUMBERS, COCO_THINGS)]
     (path/'annotations').mkdir()
@@ -248,7 +248,7 @@ class _Outlined(SegDataset):
         with _reading(mask, 'annotation'): return _drawn(instances, int(mask.name), self.min_region)
 
 # %% ../../nbs/data/35_coco.ipynb #a4d653c5
-@register_dataset('coco_objects')
+@DATASETS.register('coco_objects')
 class COCOObjects(_Outlined):
     "COCO 2017's objects and background"
     name = 'COCO objects'

@@ -7,18 +7,16 @@ from __future__ import annotations
 import inspect, os
 from contextlib import contextmanager
 from functools import cached_property
-from importlib import import_module
 from io import BytesIO
 from pathlib import Path, PureWindowsPath
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy.io import loadmat
-from ..core import IGNORE, DatasetInfo, check_options
+from ..core import IGNORE, DatasetInfo, Registry, check_options
 
 # %% auto #0
 __all__ = ['PICTURE_FORMATS', 'DATASETS', 'as_rgb', 'load_image', 'image_size', 'as_labels', 'load_mask', 'check_mask',
-           'missing_classes', 'SegDataset', 'read_lines', 'safe_name', 'register_dataset', 'known_datasets',
-           'open_dataset', 'CamVid', 'ClothingCoParsing']
+           'missing_classes', 'SegDataset', 'read_lines', 'safe_name', 'open_dataset', 'CamVid', 'ClothingCoParsing']
 
 # %% ../../nbs/data/32_dataset.ipynb #654d6796
 def as_rgb(
@@ -212,29 +210,14 @@ def safe_name(
     return name
 
 # %% ../../nbs/data/32_dataset.ipynb #fd1cdcca
-DATASETS = {}  # name → `SegDataset` class
-
-def register_dataset(
-    name: str,  # as on the command line
-):
-    "Decorator: make a `SegDataset` known as `name`"
-    def register(cls):
-        DATASETS[name] = cls
-        return cls
-    return register
-
-def known_datasets() -> dict:  # `DATASETS`
-    "All data sets of this library"
-    for module in ('pascal', 'coco', 'scenery', 'human_parsing', 'indoor'): import_module(f'ctxseg_nb.data.{module}')
-    return DATASETS
+DATASETS = Registry('data set', 'ctxseg_nb.data', skip=('dataloaders',))  # name → `SegDataset` class
 
 def open_dataset(
-    name: str,         # one of `known_datasets()`
+    name: str,         # one of `DATASETS`
     path: str | Path,  # its folder
     **options,         # of its class
 ) -> SegDataset:
     "The data set in a folder. Raises `ValueError` for an unknown name"
-    if name not in known_datasets(): raise ValueError(f"unknown data set '{name}', expected one of {', '.join(DATASETS)}")
     check_options(f'the data set {name}', DATASETS[name], options)
     return DATASETS[name](path, **options)
 
@@ -242,7 +225,7 @@ def open_dataset(
 _CAMVID_PALETTE = np.array([(128,128,128), (128,0,0), (192,192,128), (128,64,128), (60,40,222), (128,128,0), (192,128,128),
                             (64,64,128), (64,0,128), (64,64,0), (0,128,192)], np.uint8)
 
-@register_dataset('camvid')
+@DATASETS.register('camvid')
 class CamVid(SegDataset):
     "CamVid as the SegNet tutorial lays it out: `train`, `trainannot`, ..., `codes.txt`"
     name, n_labels = 'CamVid', 12
@@ -279,7 +262,7 @@ def _labels_from_mat(path, key):
     return np.ascontiguousarray(as_labels(whole, path))
 
 # %% ../../nbs/data/32_dataset.ipynb #3dc5ce4e
-@register_dataset('ccp')
+@DATASETS.register('ccp')
 class ClothingCoParsing(SegDataset):
     "Clothing Co-Parsing as its authors lay it out: `photos`, `annotations/pixel-level`, `label_list.mat`; splits in `train.txt`, ..."
     name, get = 'ClothingCoParsing', 'Get it from github.com/bearpaw/clothing-co-parsing; a split file lists photos (0001), one a line.'

@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 import numpy as np
 from ..core import DatasetInfo
-from .dataset import SegDataset, load_mask, register_dataset
-from ..testing.miniatures import little_pair, miniature
+from .dataset import SegDataset, load_mask, DATASETS
+from ..testing.miniatures import little_pair, MINIATURES
 from .scenery import _names, _table
 
 # %% auto #0
@@ -47,7 +47,7 @@ class _People(SegDataset):
     def _labels(self, mask): return load_mask(mask)
 
 # %% ../../nbs/data/40_human_parsing.ipynb #fa6209d0
-@register_dataset('lip')
+@DATASETS.register('lip')
 class LIP(_People):
     "Look Into Person: one person a picture"
     name, info, counts = 'LIP', DatasetInfo('lip', _LIP_CLASS_NAMES, _PARTS, mirror=_mirror(_LIP_CLASS_NAMES)), dict(train=30_462, val=10_000)
@@ -58,7 +58,7 @@ class LIP(_People):
         return images/f'{name}_images', masks/f'{name}_segmentations', images/f'{name}_id.txt'
 
 # %% ../../nbs/data/40_human_parsing.ipynb #d35e3467
-@miniature('lip')
+@MINIATURES.register('lip')
 def _mini_lip(path):
     images, masks = path/'TrainVal_images', path/'TrainVal_parsing_annotations'
     for k, split in enumerate(('train', 'val')):
@@ -68,7 +68,7 @@ def _mini_lip(path):
         (images/f'{split}_id.txt').write_text('\n'.join(names) + '\n')
 
 # %% ../../nbs/data/40_human_parsing.ipynb #461b9efe
-@register_dataset('cihp')
+@DATASETS.register('cihp')
 class CIHP(_People):
     "Crowd Instance-level Human Parsing: several people a picture; label 10 is not LIP's"
     name, info, counts = 'CIHP', DatasetInfo('cihp', _CIHP_CLASS_NAMES, _PARTS, mirror=_mirror(_CIHP_CLASS_NAMES)), dict(train=28_280, val=5_000)
@@ -79,7 +79,7 @@ class CIHP(_People):
         return half/'Images', half/'Category_ids', half/f'{name}_id.txt'
 
 # %% ../../nbs/data/40_human_parsing.ipynb #bcf81fd9
-@miniature('cihp')
+@MINIATURES.register('cihp')
 def _mini_cihp(path):
     for k, (split, half) in enumerate((('train', 'Training'), ('val', 'Validation'))):
         names = [f'{10*k + i:07}' for i in range(2)]

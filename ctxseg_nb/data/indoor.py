@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from scipy.io import savemat
 from ..core import DatasetInfo
-from .dataset import SegDataset, _labels_from_mat, load_mask, register_dataset
-from ..testing.miniatures import little_mask, little_pair, little_picture, miniature
+from .dataset import SegDataset, _labels_from_mat, load_mask, DATASETS
+from ..testing.miniatures import little_mask, little_pair, little_picture, MINIATURES
 from .scenery import _files, _names, _number, _table
 
 # %% auto #0
@@ -23,7 +23,7 @@ _NYU_CLASS_NAMES = tuple((
 _SUN_CLASS_NAMES = tuple(dict(refrigerator='fridge', television='tv').get(c, c) for c in _NYU_CLASS_NAMES[:37])
 
 # %% ../../nbs/data/41_indoor.ipynb #b537d76b
-@register_dataset('nyudv2')
+@DATASETS.register('nyudv2')
 class NYUDv2(SegDataset):
     "NYUDv2 with 40 classes, as FCN's authors pass it on; `train` is the training set of 795, `val` the test set"
     name, n_labels, splits = 'NYUDv2', 41, ('train', 'val')
@@ -40,7 +40,7 @@ class NYUDv2(SegDataset):
     def _labels(self, mask): return _labels_from_mat(mask, 'segmentation')
 
 # %% ../../nbs/data/41_indoor.ipynb #49b5cdd2
-@miniature('nyudv2')
+@MINIATURES.register('nyudv2')
 def _mini_nyudv2(path):
     (path/'segmentation').mkdir()
     for i, n in enumerate((5001, 5002, 5003, 5004)):
@@ -50,7 +50,7 @@ def _mini_nyudv2(path):
     for name, numbers in lists.items(): (path/f'{name}.txt').write_text(numbers)
 
 # %% ../../nbs/data/41_indoor.ipynb #dfc7aa0d
-@register_dataset('sunrgbd')
+@DATASETS.register('sunrgbd')
 class SUNRGBD(SegDataset):
     "SUN RGB-D with 37 classes, as Ankur Handa exported it; `val` is the test set"
     name, n_labels, splits = 'SUN RGB-D', 38, ('train', 'val')
@@ -67,7 +67,7 @@ class SUNRGBD(SegDataset):
     def _labels(self, mask): return load_mask(mask)
 
 # %% ../../nbs/data/41_indoor.ipynb #7786eb3a
-@miniature('sunrgbd')
+@MINIATURES.register('sunrgbd')
 def _mini_sunrgbd(path):
     for i in range(4):
         folder, before = (('SUNRGBD-train_images', 5050), ('SUNRGBD-test_images', 0))[i % 2]

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 from ..core import IGNORE, DatasetInfo
-from .dataset import SegDataset, as_labels, load_mask, read_lines, register_dataset, _from_mat, _reading
-from ..testing.miniatures import little_mask, little_pair, little_picture, miniature
+from .dataset import SegDataset, as_labels, load_mask, read_lines, DATASETS, _from_mat, _reading
+from ..testing.miniatures import little_mask, little_pair, little_picture, MINIATURES
 
 # %% auto #0
 __all__ = ['VOC_CLASS_NAMES', 'voc_palette', 'VOC2012', 'PascalContext']
@@ -70,7 +70,7 @@ def _added(ds):
     return {n: m for n, m in masks.items() if n not in own}
 
 # %% ../../nbs/data/34_pascal.ipynb #8f9f0f2b
-@register_dataset('voc2012')
+@DATASETS.register('voc2012')
 class VOC2012(_Devkit):
     "PASCAL VOC 2012 as it unpacks, with SBD as 'trainaug' and 'trainvalaug'; background is a class"
     name, year, n_labels = 'PASCAL VOC 2012', 'VOC2012', 21
@@ -94,7 +94,7 @@ class VOC2012(_Devkit):
         return self._paired(masks | _added(self) if name.endswith('aug') else masks)
 
 # %% ../../nbs/data/34_pascal.ipynb #9e34958d
-@miniature('voc2012')
+@MINIATURES.register('voc2012')
 def _mini_voc(path):
     voc, sbd = path/'VOCdevkit'/'VOC2012', path/'benchmark_RELEASE'/'dataset'
     lists = dict(train=['2007_000032', '2007_000039'], val=['2007_000033', '2007_000042'])
@@ -147,7 +147,7 @@ def _context_folders(ds):
     return masks, ds.voc/'ImageSets'/'Main'
 
 # %% ../../nbs/data/34_pascal.ipynb #1861f08f
-@register_dataset('pascal_context')
+@DATASETS.register('pascal_context')
 class PascalContext(_Devkit):
     "PASCAL Context: VOC 2010's pictures, every pixel named; 59 classes, or 60 with background"
     name, year, n_labels, splits = 'PASCAL Context', 'VOC2010', 60, ('train', 'val')
@@ -172,7 +172,7 @@ class PascalContext(_Devkit):
         return self._paired({n: masks/f'{n}{".mat" if masks.name == "trainval" else ".png"}' for n in names})
 
 # %% ../../nbs/data/34_pascal.ipynb #7a8220d9
-@miniature('pascal_context')
+@MINIATURES.register('pascal_context')
 def _mini_context(path):
     voc, words = path/'VOCdevkit'/'VOC2010', np.array([0, 1, 459, *_CONTEXT.values()], np.uint16)
     names = {k: name for name, k in _CONTEXT.items()}

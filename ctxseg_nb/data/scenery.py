@@ -10,8 +10,8 @@ from PIL import Image
 from scipy.io import savemat, whosmat
 from torchvision.datasets import Cityscapes as CityscapesTables
 from ..core import IGNORE, DatasetInfo
-from .dataset import SegDataset, load_image, load_mask, read_lines, register_dataset, safe_name, _labels_from_mat, _reading
-from ..testing.miniatures import little_mask, little_pair, little_picture, miniature
+from .dataset import SegDataset, load_image, load_mask, read_lines, DATASETS, safe_name, _labels_from_mat, _reading
+from ..testing.miniatures import little_mask, little_pair, little_picture, MINIATURES
 
 # %% auto #0
 __all__ = ['ADE20K', 'Cityscapes', 'SIFTFlow', 'KITTI']
@@ -53,7 +53,7 @@ _ADE_PALETTE = np.frombuffer(bytes.fromhex(
     'b8ff000085ffffd60019c2c266ff005c00ff'), np.uint8).reshape(150, 3)
 
 # %% ../../nbs/data/36_scenery.ipynb #1cf043df
-@register_dataset('ade20k')
+@DATASETS.register('ade20k')
 class ADE20K(SegDataset):
     "The scene-parsing release of ADE20K, `ADEChallengeData2016`"
     name, n_labels, splits = 'ADE20K', 151, ('train', 'val', 'trainval')
@@ -76,7 +76,7 @@ class ADE20K(SegDataset):
     def _labels(self, mask): return load_mask(mask)
 
 # %% ../../nbs/data/36_scenery.ipynb #4c86ecde
-@miniature('ade20k')
+@MINIATURES.register('ade20k')
 def _mini_ade20k(path):
     for i, (split, short) in enumerate(2*[('training', 'train'), ('validation', 'val')]):
         name = f'ADE_{short}_{i//2 + 1:08}'
@@ -88,7 +88,7 @@ def _mini_ade20k(path):
 # %% ../../nbs/data/36_scenery.ipynb #ce422094
 _COUNTED = sorted((c for c in CityscapesTables.classes if 0 <= c.train_id < IGNORE), key=lambda c: c.train_id)
 
-@register_dataset('cityscapes')
+@DATASETS.register('cityscapes')
 class Cityscapes(SegDataset):
     "Cityscapes with its 19 train ids; `coarse` is the coarsely labelled `train_extra`"
     name, splits = 'Cityscapes', ('train', 'val', 'trainval', 'test', 'coarse')
@@ -116,7 +116,7 @@ class Cityscapes(SegDataset):
     def _labels(self, mask): return load_mask(mask)
 
 # %% ../../nbs/data/36_scenery.ipynb #84e80109
-@miniature('cityscapes')
+@MINIATURES.register('cityscapes')
 def _mini_cityscapes(path):
     cities = dict(train='aachen', val='frankfurt', test='berlin', train_extra='augsburg')
     for i, (split, city) in enumerate(2*[*cities.items()]):
@@ -131,7 +131,7 @@ _SIFT_CLASS_NAMES = tuple((
     'pole river road rock sand sea sidewalk sign sky staircase streetlight sun tree window').split())
 
 # %% ../../nbs/data/36_scenery.ipynb #850ccf9e
-@register_dataset('siftflow')
+@DATASETS.register('siftflow')
 class SIFTFlow(SegDataset):
     "SIFT Flow as Tighe and Lazebnik gave it out; `val` is the test set, all other pictures are `train`"
     name, n_labels, splits = 'SIFT Flow', 34, ('train', 'val')
@@ -161,7 +161,7 @@ class SIFTFlow(SegDataset):
     def _labels(self, mask): return _labels_from_mat(mask, 'S').repeat(self.upscale, 0).repeat(self.upscale, 1)
 
 # %% ../../nbs/data/36_scenery.ipynb #7a8568a9
-@miniature('siftflow')
+@MINIATURES.register('siftflow')
 def _mini_siftflow(path):
     names = 'coast_land111 forest_for121 street_par150 highway_gre459'.split()
     (path/'SemanticLabels'/_SPATIAL).mkdir(parents=True)
@@ -178,7 +178,7 @@ def _only_matrix(path):
     return _labels_from_mat(path, names[0])
 
 # %% ../../nbs/data/36_scenery.ipynb #76e86c0c
-@register_dataset('kitti')
+@DATASETS.register('kitti')
 class KITTI(SegDataset):
     "252 pictures of KITTI's tracking benchmark with the labels of Zhang et al. (2015); `val` is their test set"
     name, n_labels, splits = 'KITTI', 11, ('train', 'val')
@@ -198,7 +198,7 @@ class KITTI(SegDataset):
     def _labels(self, mask): return _only_matrix(mask)
 
 # %% ../../nbs/data/36_scenery.ipynb #e91dc148
-@miniature('kitti')
+@MINIATURES.register('kitti')
 def _mini_kitti(path):
     for i, (split, run) in enumerate(2*[('trn', 9), ('test', 13)]):
         mask = path/'image_02'/split/f'{run}'/f'{10*i:06}.mat'

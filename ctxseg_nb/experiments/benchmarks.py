@@ -13,7 +13,7 @@ from .runner import environment
 from ..core import default_device, tune_malloc, progress, write_json
 from ..crf.guided import guided_filter
 from ..evaluation.sliding_window import predict_multiscale
-from ..models.backbones import unknown_name
+from ..core import unknown_name
 from ..models.segmentor import create_model
 from ..training.losses import SegmentationLoss
 

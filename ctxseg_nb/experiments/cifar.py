@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch.utils.data import TensorDataset
 from torchvision.datasets import CIFAR10, cifar
 from ..core import atomic_write, tune_malloc, write_json
-from ..models.backbones import unknown_name
+from ..core import unknown_name
 from ..models.encnet_cifar import cifar_encnet, cifar_resnet, cifar_seresnet
 from ..training.checkpoint import Checkpoint
 from ..training.learner import steps_shown

@@ -15,7 +15,7 @@ from torch import nn
 __all__ = ['step_memory', 'recipe_memory', 'plan']
 
 # %% ../../nbs/experiments/63_dry_run.ipynb #16818864
-from ..data.dataset import check_mask, known_datasets, open_dataset
+from ..data.dataset import check_mask, DATASETS, open_dataset
 from ..testing.miniatures import make_miniature
 from .cifar import CIFAR_NETS
 from .run_recipe import FIGURES, backbone_options, recipe_model
@@ -81,7 +81,6 @@ def _survey(r, path):
     "Number of classes, training pictures, pictures to score on"
     if r.data == 'cifar10': return 10, 50_000, 10_000
     if path: return (ds := open_dataset(r.data, path, **r.data_options)).info.n_classes, *_pictures(r, ds, True)
-    known_datasets()   # with their miniatures
     with tempfile.TemporaryDirectory() as tmp:
         ds = open_dataset(r.data, make_miniature(r.data, Path(tmp)/r.data), **r.data_options)
         return ds.info.n_classes, *_pictures(r, ds, False)

@@ -8,7 +8,7 @@ import ast
 from dataclasses import dataclass, field, fields, replace
 from typing import get_args, get_type_hints
 from ..evaluation.sliding_window import SCALES
-from ..models.backbones import unknown_name
+from ..core import unknown_name
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'CIFAR_DEFAULTS', 'PAPERS', 'RECIPES', 'Recipe', 'silent', 'filled', 'print_recipes', 'recipe']

@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock
 from ..core import atomic_write, write_json
 from ..evaluation.evaluator import image_counts, mean_iou_of
-from ..models.backbones import unknown_name
+from ..core import unknown_name
 
 _all_ = ['image_counts', 'mean_iou_of']
 

@@ -7,21 +7,16 @@ from __future__ import annotations
 import inspect, os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
-from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
 import torch, torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import nn
-import ctxseg_nb.models
-from ..core import check_options, check_positive
+from ..core import Registry, check_options, check_positive, unknown_name
 
 # %% auto #0
 __all__ = ['PADDING', 'BACKBONES', 'conv_bn_relu', 'ResBlock', 'Stages', 'tiny_resnet', 'influence', 'receptive_field',
-           'TimmBackbone', 'unknown_name', 'timm_backbone', 'open_tensors', 'read_tensors', 'check_fit', 'load_tensors',
-           'copy_tensors', 'SqueezeNet', 'squeezenet1_0', 'known_backbones', 'check_backbone', 'create_backbone',
-           'backbone_weights']
+           'TimmBackbone', 'timm_backbone', 'open_tensors', 'read_tensors', 'check_fit', 'load_tensors', 'copy_tensors',
+           'SqueezeNet', 'squeezenet1_0', 'check_backbone', 'create_backbone', 'backbone_weights']
 
 # %% ../../nbs/models/02_backbones.ipynb #90c2257d
 PADDING = 'replicate'  # of every 3×3 convolution made here; as `padding_mode` of `nn.Conv2d`
@@ -138,16 +133,6 @@ class TimmBackbone(nn.Module):
             size = maps[1].shape[-2:]
             maps = [torch.cat([F.interpolate(f, size=size, mode='bilinear', align_corners=False) for f in maps[1:]], 1)]
         return [f[..., :-(-h//s), :-(-w//s)] for f, s in zip(maps, self.strides)]
-
-# %% ../../nbs/models/02_backbones.ipynb #6bf32c8e
-def unknown_name(
-    kind: str,  # what it should have been, e.g. 'backbone'
-    name: str,  # what was asked for
-    known,      # all names there are
-) -> ValueError:
-    "The error for a name that nobody knows, with the closest ones"
-    close = get_close_matches(str(name), list(known), 4, .4)
-    return ValueError(f'unknown {kind} {name!r}' + (f'; did you mean {", ".join(close)}?' if close else f'; there are {", ".join(known)}'))
 
 # %% ../../nbs/models/02_backbones.ipynb #f7a0cede
 def _create(name, pretrained, **kw):
@@ -298,26 +283,23 @@ def squeezenet1_0(
     return net
 
 # %% ../../nbs/models/02_backbones.ipynb #8e8d7f30
-BACKBONES = {'tiny': tiny_resnet, 'squeezenet1_0': squeezenet1_0}  # our own; every other name is timm's
-
-def known_backbones() -> dict:  # `BACKBONES`
-    "All backbones of this library: each module of `ctxseg_nb.models` registers its own when it is imported"
-    for module in iter_modules(ctxseg_nb.models.__path__): import_module(f'ctxseg_nb.models.{module.name}')
-    return BACKBONES
+BACKBONES = Registry('backbone', 'ctxseg_nb.models')  # name → function that gives a backbone; every other name is timm's
+BACKBONES.register('tiny')(tiny_resnet)
+BACKBONES.register('squeezenet1_0')(squeezenet1_0)
 
 def check_backbone(
     name: str,  # as in `create_backbone`
 ):
     "Raise `ValueError` with the closest names for a backbone that neither this library nor timm knows"
     import timm
-    if name not in known_backbones() and not timm.is_model(name): raise unknown_name('backbone', name, [*BACKBONES, *timm.list_models()])
+    if name not in BACKBONES and not timm.is_model(name): raise unknown_name('backbone', name, [*BACKBONES, *timm.list_models()])
 
 def create_backbone(
-    name: str,  # a key of `known_backbones()` or a network of timm
+    name: str,  # a key of `BACKBONES` or a network of timm
     **options,  # to its function
 ) -> nn.Module:  # a backbone with `channels` and `strides`
     "A backbone by name. Raises `ValueError` with the closest names for an unknown one, and for an unknown option"
-    if name not in BACKBONES: check_backbone(name)
+    check_backbone(name)
     check_options(f'the backbone {name}', *((BACKBONES[name], options) if name in BACKBONES else (timm_backbone, options, 1)))
     return BACKBONES[name](**options) if name in BACKBONES else timm_backbone(name, **options)
 

@@ -10,7 +10,7 @@ from ..core import at_least_float32, check_positive, check_share, full_precision
 from .backbones import PADDING, conv_bn_relu
 from .encnet import ContextEncoding, SELoss
 from .hosts import Fuse, conv_pooled
-from .segmentor import Segmentor, check_images, classifier, create_model, head_width, register_model, upsample
+from .segmentor import Segmentor, check_images, classifier, create_model, head_width, MODELS, upsample
 
 # %% auto #0
 __all__ = ['contextual_prior', 'cooccurrence_prob', 'mixture_attention', 'CFM', 'ACF', 'acf_mixtures', 'GlobalPooling', 'CFHead',
@@ -185,9 +185,9 @@ def _forward(self, maps):
 CFHead.forward = _forward
 
 # %% ../../nbs/models/09_cfnet.ipynb #d6164a00
-register_model('cfnet')(CFHead)
-register_model('cfnet_pool', acf=False)(CFHead)
-register_model('cfnet_local', local=True, dilation=1, global_pool=False)(CFHead);
+MODELS.register('cfnet')(CFHead)
+MODELS.register('cfnet_pool', acf=False)(CFHead)
+MODELS.register('cfnet_local', local=True, dilation=1, global_pool=False)(CFHead);
 
 # %% ../../nbs/models/09_cfnet.ipynb #31353a71
 def cfnet(

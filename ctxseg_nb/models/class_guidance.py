@@ -10,7 +10,7 @@ from ..core import IGNORE, check_positive, check_share, plain
 from ..crf.guided import GuidanceCRF
 from .backbones import conv_bn_relu
 from .encnet import SELoss, presence_target
-from .segmentor import Segmentor, classifier, create_model, head_width, register_model
+from .segmentor import Segmentor, classifier, create_model, head_width, MODELS
 
 # %% auto #0
 __all__ = ['oracle_classes', 'only_classes', 'GuidanceHead', 'guided', 'WithField', 'scored']
@@ -35,7 +35,7 @@ def only_classes(
 # %% ../../nbs/models/17_class_guidance.ipynb #5cea1c2a
 def _layer(n, m, dropout): return nn.Sequential(nn.Linear(n, m), nn.LayerNorm(m), nn.ReLU(inplace=True), nn.Dropout(dropout))
 
-@register_model('guided')
+@MODELS.register('guided')
 class GuidanceHead(nn.Module):
     "Segmentation and classification branch, joined (Shen & Zeng 2019, figure 2)"
     def __init__(self,

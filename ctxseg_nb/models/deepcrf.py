@@ -11,7 +11,7 @@ from torch import nn
 from ..core import IGNORE, check_positive, place_in_batch, shared_generator, shared_mean
 from ..crf.graph import mean_field, pair_nll, range_box_edges
 from .backbones import BACKBONES, PADDING, conv_bn_relu, create_backbone, read_tensors
-from .segmentor import Segmentor, create_model, register_model, upsample
+from .segmentor import Segmentor, create_model, MODELS, upsample
 
 # %% auto #0
 __all__ = ['as_convolution', 'VGG16', 'vgg16_fc6', 'FeatMapNet', 'FeatMaps', 'featmaps', 'UnaryNet', 'PairwiseNet', 'batch_edges',
@@ -66,7 +66,7 @@ def vgg16_fc6(
     except RuntimeError as e: raise ValueError(f'{weights}: does not fit VGG-16 ({" ".join(str(e).split())})') from e
     return net
 
-BACKBONES['vgg16_fc6'] = vgg16_fc6
+BACKBONES.register('vgg16_fc6')(vgg16_fc6)
 
 # %% ../../nbs/models/14_deepcrf.ipynb #96d3e7f7
 class FeatMapNet(nn.Module):
@@ -115,7 +115,7 @@ def featmaps(
     check_positive(nets=nets)
     return FeatMaps([FeatMapNet(create_backbone(trunk, **options), block_width, scales, windows) for _ in range(nets)])
 
-BACKBONES['featmaps'] = featmaps
+BACKBONES.register('featmaps')(featmaps)
 
 # %% ../../nbs/models/14_deepcrf.ipynb #755aa03d
 class UnaryNet(nn.Sequential):
@@ -167,7 +167,7 @@ def cell_labels(
     return F.interpolate(target[:, None].float(), size, mode='nearest-exact').long().flatten()
 
 # %% ../../nbs/models/14_deepcrf.ipynb #a88674e2
-@register_model('deepcrf')
+@MODELS.register('deepcrf')
 class DeepCRFHead(nn.Module):
     "Unary and pairwise potentials of the cells; in evaluation their log-marginals (Lin et al. 2017, section 3)"
     def __init__(self,

@@ -8,7 +8,7 @@ import torch, torch.nn.functional as F
 from torch import nn
 from ..core import IGNORE, at_least_float32, check_labels, check_positive, full_precision, shared_mean
 from .backbones import conv_bn_relu
-from .segmentor import Segmentor, classifier, create_model, head_width, register_model
+from .segmentor import Segmentor, classifier, create_model, head_width, MODELS
 
 # %% auto #0
 __all__ = ['assign', 'encode', 'Encoding', 'Semantics', 'ContextEncoding', 'presence_target', 'SELoss', 'EncNetHead', 'encnet']
@@ -144,7 +144,7 @@ class SELoss(nn.Module):
         return (mask != IGNORE).flatten(1).any(1).sum()
 
 # %% ../../nbs/models/07_encnet.ipynb #ac1f4012
-@register_model('encnet')
+@MODELS.register('encnet')
 class EncNetHead(nn.Module):
     "A 3×3 convolution, context encoding, logistic regression at each cell; SE branches on the last two stages (figures 2 and 3)"
     def __init__(self,

@@ -9,7 +9,7 @@ import torch, torch.nn.functional as F
 from torch import nn
 from ..core import at_least_float32, check_positive, full_precision
 from .backbones import PADDING, conv_bn_relu
-from .segmentor import Segmentor, aux_loss, classifier, create_model, head_width, register_model, upsample
+from .segmentor import Segmentor, aux_loss, classifier, create_model, head_width, MODELS, upsample
 
 # %% auto #0
 __all__ = ['Fuse', 'conv_pooled', 'PyramidPooling', 'PSPHead', 'pspnet', 'ASPP', 'ASPPHead', 'deeplabv3', 'region_means',
@@ -58,7 +58,7 @@ class PyramidPooling(nn.Module):
         return torch.cat([upsample(p, f.shape[-2:]) for p in pooled], 1)   # (B, width, h, w)
 
 # %% ../../nbs/models/04_hosts.ipynb #cff4e90c
-@register_model('psp')
+@MODELS.register('psp')
 class PSPHead(nn.Module):
     "Each cell is told the means of the windows it lies in, from a sixth of the picture's side to all of it (Zhao et al. 2017)"
     losses = ()
@@ -114,7 +114,7 @@ class ASPP(nn.Module):
         return self.fuse(torch.cat([branch(f) for branch in self.branches], 1), g)
 
 # %% ../../nbs/models/04_hosts.ipynb #20a5c5b3
-@register_model('aspp')
+@MODELS.register('aspp')
 class ASPPHead(nn.Module):
     "Each cell sees cells at fixed distances and the mean of all (Chen et al. 2017, DeepLabV3)"
     losses = ()
@@ -176,7 +176,7 @@ class ObjectContext(nn.Module):
         return self.rho(_attend(self.phi(x), self.psi(f), self.delta(f)))
 
 # %% ../../nbs/models/04_hosts.ipynb #929b0446
-@register_model('ocr')
+@MODELS.register('ocr')
 class OCRHead(nn.Module):
     "Each cell gathers the mean features of the classes' soft regions, which a rough segmentation gives (Yuan et al. 2020)"
     losses = (('regions', .4, partial(aux_loss, key='regions')),)

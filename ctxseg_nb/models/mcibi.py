@@ -12,7 +12,7 @@ from .backbones import conv_bn_relu
 from .cfnet import mixture_attention
 from .hosts import ASPPHead, Fuse, OCRHead, PSPHead, region_means
 from .feature_memory import FeatureMemory, poly_momentum
-from .segmentor import FCNHead, Segmentor, aux_loss, classifier, create_model, head_width, register_model
+from .segmentor import FCNHead, Segmentor, aux_loss, classifier, create_model, head_width, MODELS
 
 # %% auto #0
 __all__ = ['HOSTS', 'DatasetContext', 'Fusion', 'RCLLoss', 'Rows', 'MCIBIHead', 'mcibi']
@@ -148,7 +148,7 @@ class Rows(nn.Module):
         return self.memory.update(features, target, self.momentum, self.strategy, more=more)
 
 # %% ../../nbs/models/11_mcibi.ipynb #ac5265a4
-@register_model('mcibi')
+@MODELS.register('mcibi')
 class MCIBIHead(nn.Module):
     "Each cell gathers what the data set knows about the classes it may belong to, beside what the host finds in the picture (Jin et al. 2021, figure 2)"
     def __init__(self,

@@ -5,19 +5,17 @@
 # %% ../../nbs/models/03_segmentor.ipynb #815626bc
 from __future__ import annotations
 import json, re
-from functools import partial
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from safetensors.torch import save
 from torch import nn
 from .. import core
-from ..core import IGNORE, IMAGENET_STATS, at_least_float32, atomic_write, check_n_classes, check_options, check_positive, check_share, shared_mean
-from .backbones import check_fit, conv_bn_relu, copy_tensors, create_backbone, known_backbones, open_tensors, unknown_name
+from ..core import IGNORE, IMAGENET_STATS, Registry, at_least_float32, atomic_write, check_n_classes, check_options, check_positive, check_share, shared_mean
+from .backbones import check_fit, conv_bn_relu, copy_tensors, create_backbone, open_tensors
 
 # %% auto #0
 __all__ = ['MODELS', 'head_width', 'classifier', 'FCNHead', 'upsample', 'aux_loss', 'check_images', 'tell_progress', 'Segmentor',
-           'GAPHead', 'register_model', 'known_models', 'create_model', 'fcn', 'param_groups', 'save_model',
-           'load_model']
+           'GAPHead', 'create_model', 'fcn', 'param_groups', 'save_model', 'load_model']
 
 # %% ../../nbs/models/03_segmentor.ipynb #e275ff6e
 def head_width(
@@ -144,32 +142,17 @@ class GAPHead(nn.Module):
         return {'logits': self.classify(F.relu(self.norm(self.W_f(f)) + self.W_g(g)))}
 
 # %% ../../nbs/models/03_segmentor.ipynb #7a268141
-MODELS = {}  # name → function of (channels, n_classes, **options) that gives a head
-
-def register_model(
-    name: str,   # as in `create_model` and on the command line
-    **defaults,  # options of the head under this name
-):
-    "Decorator: make a head known as `name`"
-    def register(head):
-        MODELS[name] = partial(head, **defaults)
-        return head
-    return register
-
-def known_models() -> dict:  # `MODELS`
-    "All models of this library: each module of `ctxseg_nb.models` registers its own when it is imported"
-    known_backbones()   # imports them all
-    return MODELS
+MODELS = Registry('model', 'ctxseg_nb.models')  # name → function of (channels, n_classes, **options) that gives a head
 
 # %% ../../nbs/models/03_segmentor.ipynb #e54c381a
-register_model('fcn')(FCNHead)
-register_model('fcn_wide', dilations=(1, 2, 4, 8))(FCNHead)
-register_model('gap')(GAPHead)
-register_model('gap_local', pool=False)(GAPHead);
+MODELS.register('fcn')(FCNHead)
+MODELS.register('fcn_wide', dilations=(1, 2, 4, 8))(FCNHead)
+MODELS.register('gap')(GAPHead)
+MODELS.register('gap_local', pool=False)(GAPHead);
 
 # %% ../../nbs/models/03_segmentor.ipynb #fb3f2399
 def create_model(
-    name: str,              # one of `known_models()`
+    name: str,              # one of `MODELS`
     n_classes: int,         # K
     backbone: str = 'tiny', # as in `create_backbone`
     backbone_options: dict | None = None,  # to the backbone
@@ -177,13 +160,13 @@ def create_model(
     **options,              # to the head; JSON can hold them
 ) -> Segmentor:
     "A model by name, with its `config`. Raises `ValueError` with the closest names for an unknown one, for unknown or impossible options, and for more than 255 classes"
-    if name not in MODELS and name not in known_models(): raise unknown_name('model', name, MODELS)
+    make_head = MODELS[name]
     check_positive(n_classes=n_classes)
     check_n_classes(n_classes)
     opts = backbone_options or {}
-    check_options(f'the model {name}', MODELS[name], options, 2)
+    check_options(f'the model {name}', make_head, options, 2)
     net = create_backbone(backbone, **opts)
-    model = Segmentor(net, MODELS[name](net.channels, n_classes, **options), FCNHead(net.channels[-2:-1] or net.channels, n_classes) if aux else None)
+    model = Segmentor(net, make_head(net.channels, n_classes, **options), FCNHead(net.channels[-2:-1] or net.channels, n_classes) if aux else None)
     opts = {k: v for k, v in opts.items() if k not in ('weights', 'pretrained')}
     config = dict(model=name, n_classes=n_classes, backbone=backbone, backbone_options=opts, aux=aux, options=options)
     try: model.config = json.loads(json.dumps(config))
@@ -310,7 +293,7 @@ def _build(config, source):
 
 def _check_size(config, source, file, path):
     "Raise `ValueError` where the model of a config, built without memory, has other tensors than the file"
-    known_models()   # nothing is imported while `meta` is the place of new tensors
+    len(MODELS)   # all are imported now; nothing is imported while `meta` is the place of new tensors
     try:
         with torch.device('meta'): sketch = _build(config, source)
     except ValueError as e:

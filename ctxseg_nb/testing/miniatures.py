@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from scipy.io import savemat
-from ..data.dataset import known_datasets
+from ..core import Registry
 
 # %% auto #0
-__all__ = ['MINIATURES', 'little_mask', 'little_picture', 'little_pair', 'miniature', 'make_miniature']
+__all__ = ['MINIATURES', 'little_mask', 'little_picture', 'little_pair', 'make_miniature']
 
 # %% ../../nbs/testing/33_miniatures.ipynb #f20a72cd
 def little_mask(
@@ -55,16 +55,7 @@ def little_pair(
     labels.save(mask)
 
 # %% ../../nbs/testing/33_miniatures.ipynb #e4cbb854
-MINIATURES = {}  # name of a data set -> function that fills a folder
-
-def miniature(
-    name: str,  # of the data set, as on the command line
-):
-    "Put a function of a folder on the list of miniatures"
-    def register(f):
-        MINIATURES[name] = f
-        return f
-    return register
+MINIATURES = Registry('miniature', 'ctxseg_nb.data', skip=('dataloaders',))  # name of a data set → function that fills a folder
 
 # %% ../../nbs/testing/33_miniatures.ipynb #f2591355
 def make_miniature(
@@ -72,22 +63,21 @@ def make_miniature(
     path: str | Path,  # a folder, new or empty
 ) -> Path:  # the folder
     "Write the miniature of a data set. Raises `ValueError` for an unknown name, `FileExistsError` for a folder with something in it"
-    if name not in MINIATURES: known_datasets()   # their modules register the miniatures
-    if name not in MINIATURES: raise ValueError(f"no miniature '{name}', expected one of {', '.join(sorted(MINIATURES))}")
+    fill = MINIATURES[name]
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     if any(path.iterdir()): raise FileExistsError(f'{path} is not empty; a miniature wants a folder of its own')
-    MINIATURES[name](path)
+    fill(path)
     return path
 
 # %% ../../nbs/testing/33_miniatures.ipynb #a90e4b27
-@miniature('camvid')
+@MINIATURES.register('camvid')
 def _mini_camvid(path):
     for i, split in enumerate(2*['train', 'val', 'test']):
         little_pair(path/split/f'{i:04}.png', path/f'{split}annot'/f'{i:04}.png', range(12), seed=i)
     (path/'codes.txt').write_text('sky building pole road pavement tree sign fence car pedestrian bicyclist void'.replace(' ', '\n') + '\n')
 
-@miniature('ccp')
+@MINIATURES.register('ccp')
 def _mini_ccp(path):
     (path/'annotations'/'pixel-level').mkdir(parents=True)
     for i, split in enumerate(2*['train', 'val', 'test'], 1):
