@@ -27,7 +27,9 @@ from .crf.guided import *
 # %% ../nbs/all.ipynb #c06e480c
 from .models.backbones import *
 from .models.segmentor import *
-from .models.hosts import *
+from .models.pspnet import *
+from .models.deeplabv3 import *
+from .models.ocrnet import *
 from .models.encnet import *
 from .models.encnet_cifar import *
 from .models.cfnet import *

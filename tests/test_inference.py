@@ -86,7 +86,7 @@ def test_recipes_fill_windows_to_the_size_of_training(tmp_path):
 
 def test_models_that_sum_over_positions():
     sums = {name for name in MODELS if sums_over_positions(create_model(name, 5))}
-    assert 'encnet' in sums and not sums & {'fcn', 'gap', 'psp', 'aspp', 'cfnet', 'mcibi'}
+    assert 'encnet' in sums and not sums & {'fcn', 'gap', 'pspnet', 'deeplabv3', 'cfnet', 'mcibi'}
     assert sums_over_positions(create_model('cfnet', 5, encoding=True))
 
 

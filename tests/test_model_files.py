@@ -322,7 +322,7 @@ for path in sys.argv[1:]:
 
 def test_fresh_process(tmp_path):
     "A model of each module, and one on each backbone of our own, in a process that has imported none of them"
-    nets = {n: small(n) for n in ('fcn', 'psp', 'encnet', 'cfnet', 'mcibi', 'deepcrf', 'guided')}
+    nets = {n: small(n) for n in ('fcn', 'pspnet', 'encnet', 'cfnet', 'mcibi', 'deepcrf', 'guided')}
     nets |= dict(featmaps=create_model('fcn', 3, 'featmaps', dict(nets=1, block_width=4, width=4)), squeeze=create_model('fcn', 3, 'squeezenet1_0'))
     for name, net in nets.items(): save_model(stirred(net), tmp_path/name, 'abc')
     environment = os.environ | dict(PYTHONPATH=str(Path(__file__).parent.parent), OMP_NUM_THREADS='1')
@@ -532,8 +532,8 @@ def test_impossible_number_of_classes(name, n_classes):
 
 
 @pytest.mark.parametrize('name, options, said', [
-    ('fcn', dict(dilations=(1, 0)), 'dilations'), ('psp', dict(bins=()), 'bins'), ('psp', dict(bins=(1, -2)), 'bins'), ('psp', dict(width=3), 'bins: expected from 1 to 3'),
-    ('aspp', dict(rates=(0,)), 'rates'), ('ocr', dict(width=1), 'width: expected at least 2'), ('mcibi', dict(width=1), 'width: expected at least 2'),
+    ('fcn', dict(dilations=(1, 0)), 'dilations'), ('pspnet', dict(bins=()), 'bins'), ('pspnet', dict(bins=(1, -2)), 'bins'), ('pspnet', dict(width=3), 'bins: expected from 1 to 3'),
+    ('deeplabv3', dict(rates=(0,)), 'rates'), ('ocrnet', dict(width=1), 'width: expected at least 2'), ('mcibi', dict(width=1), 'width: expected at least 2'),
     ('encnet', dict(n_codes=-1), 'n_codes'), ('encnet', dict(aggregate='max'), 'aggregate'), ('cfnet', dict(n_heads=0), 'n_heads'), ('cfnet', dict(width=9), 'multiple'),
     ('cfnet', dict(dilation=0), 'dilation'), ('cfnet_pool', dict(local=True), 'acf: expected True'), ('guided', dict(fc=0), 'fc:'), ('guided', dict(joint=-1), 'joint'),
     ('guided', dict(pooled=0), 'pooled'), ('guided', dict(fc_dropout=1.5), 'fc_dropout'), ('deepcrf', dict(sample=0), 'sample'), ('deepcrf', dict(n_iters=-1), 'n_iters'),

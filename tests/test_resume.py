@@ -250,7 +250,7 @@ class Fixed(Callback):
             if isinstance(m, (nn.modules.batchnorm._BatchNorm, nn.Dropout2d)): m.eval()
 
 
-MODELS = {'fcn': {}, 'mcibi': dict(init='first_mean'), 'encnet': {}, 'ocr': {}}
+MODELS = {'fcn': {}, 'mcibi': dict(init='first_mean'), 'encnet': {}, 'ocrnet': {}}
 
 @pytest.mark.parametrize('model', MODELS)
 def test_accumulated_batches_are_one_batch(model):

@@ -194,12 +194,12 @@ _add('cfnet/cityscapes/resnet101', 'section 4.5', 79.56, options=_BEST)
 _add('cfnet/cityscapes/resnet101/trainval', 'section 4.5', 79.60, options=_BEST, train='trainval', note=_SERVER)
 
 # %% ../../nbs/experiments/61_recipes.ipynb #7d1f4aec
-_HOSTS = dict(fcn='fcn', pspnet='psp', ocrnet='ocr', deeplabv3='aspp')
+_HOSTS = 'fcn', 'pspnet', 'ocrnet', 'deeplabv3'
 _TABLE5 = dict(ade20k=(36.96, 42.84, 42.64, 43.77, 42.47, 43.34, 43.19, 44.34), cityscapes=(75.16, 78.50, 79.05, 79.90, 79.40, 79.98, 80.57, 81.14),
                lip=(48.63, 51.07, 51.94, 52.84, 52.25, 52.80, 52.35, 53.52), coco_stuff164k=(35.11, 39.95, 41.01, 41.80, 40.57, 41.10, 41.86, 42.08))
 for data, figures in _TABLE5.items():
-    for (host, model), alone, memory in zip(_HOSTS.items(), figures[::2], figures[1::2]):
-        _add(f'mcibi/{data}/resnet50/{host}', 'Table 5', alone, model=model, scales=(1.,), mirrors=False)
+    for host, alone, memory in zip(_HOSTS, figures[::2], figures[1::2]):
+        _add(f'mcibi/{data}/resnet50/{host}', 'Table 5', alone, model=host, scales=(1.,), mirrors=False)
         _add(f'mcibi/{data}/resnet50/{host}+mcibi', 'Table 5', memory, options=dict(host=host), scales=(1.,), mirrors=False)
 
 # %% ../../nbs/experiments/61_recipes.ipynb #17d5218b

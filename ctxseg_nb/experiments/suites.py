@@ -125,7 +125,7 @@ register_experiment(Experiment('cfnet-ablation', 'Softmaxes, heads and the rate 
     SCENES | dict(size=64, n_train=300, epochs=12, kinds=['regions', 'position']), baseline='K1_H1'));
 
 # %% ../../nbs/experiments/21_suites.ipynb #4e00caeb
-HOST_HEADS = dict(fcn=dict(model='fcn'), pspnet=dict(model='psp'), deeplabv3=dict(model='aspp', rates=(3, 6, 9)), ocrnet=dict(model='ocr'))
+HOST_HEADS = dict(fcn=dict(model='fcn'), pspnet=dict(model='pspnet'), deeplabv3=dict(model='deeplabv3', rates=(3, 6, 9)), ocrnet=dict(model='ocrnet'))
 MCIBI = dict(memory={}, no_relation=dict(relation=False), random=dict(rows='random'), learned=dict(rows='learned'), picture=dict(rows='picture'),
              add=dict(fuse='add'), weighted=dict(fuse='weighted'), mean=dict(strategy='mean'), constant=dict(poly=False),
              first_mean=dict(init='first_mean'), clustering=dict(init='clustering'), no_rcl=dict(beta=0))
@@ -155,7 +155,7 @@ register_experiment(Experiment('camvid', 'FCN on CamVid, street scenes at 240×1
 register_experiment(Experiment('ccp', 'FCN on Clothing Co-Parsing at 200×304, the 31 classes in at least 35 training photographs', photos_arm,
     dict(fcn=dict(model='fcn')), dict(data='ccp', size=[304, 200], min_photos=35, bs=8, epochs=8, lr=2e-4), needs=PHOTOS))
 register_experiment(Experiment('ccp-frozen', 'Heads on frozen SqueezeNet features of Clothing Co-Parsing, 31 classes', frozen_photos_arm,
-    CONTROLS | dict(psp=dict(model='psp'), encnet=dict(model='encnet', head=dict(stage3=False)), cfnet=dict(model='cfnet'), cfnet_local=dict(model='cfnet_local'),
+    CONTROLS | dict(psp=dict(model='pspnet'), encnet=dict(model='encnet', head=dict(stage3=False)), cfnet=dict(model='cfnet'), cfnet_local=dict(model='cfnet_local'),
         mcibi=dict(model='mcibi'), guided=dict(model='guided', head=GUIDED_HEAD),
         **{f'mcibi_{k}': dict(model='mcibi', head=o) for k, o in dict(no_rcl=dict(beta=0), random=dict(rows='random'), learned=dict(rows='learned'), picture=dict(rows='picture'), no_relation=dict(relation=False)).items()}),
     dict(data='ccp', size=[304, 200], min_photos=35, bs=8, epochs=10, lr=2e-3), needs=PHOTOS));

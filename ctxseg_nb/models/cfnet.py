@@ -9,8 +9,7 @@ from torch import nn
 from ..core import at_least_float32, check_positive, check_share, full_precision
 from .backbones import PADDING, conv_bn_relu
 from .encnet import ContextEncoding, SELoss
-from .hosts import Fuse, conv_pooled
-from .segmentor import Segmentor, check_images, classifier, create_model, head_width, MODELS, upsample
+from .segmentor import ContextFusion, Segmentor, check_images, classifier, conv_pooled, create_model, head_width, MODELS, upsample
 
 # %% auto #0
 __all__ = ['contextual_prior', 'cooccurrence_prob', 'mixture_attention', 'CFM', 'ACF', 'acf_mixtures', 'GlobalPooling', 'CFHead',
@@ -171,7 +170,7 @@ class CFHead(nn.Module):
         parts = n_heads*n_mix if acf else 1
         n = -(-head_width(channels)//parts)*parts if width is None else head_width(channels, width)
         self.acf, self.pool = ACF(n, n_heads, n_mix, dilation, pool, dropout, local) if acf else None, GlobalPooling(n) if global_pool else None
-        self.reduce, self.fuse = conv_bn_relu(channels[-1], n), Fuse(n, n*(acf + global_pool), n, 1)
+        self.reduce, self.fuse = conv_bn_relu(channels[-1], n), ContextFusion(n, n*(acf + global_pool), n, 1)
         self.encoding, self.losses = (ContextEncoding(n, n_classes=n_classes), (('se_presence', .2, SELoss()),)) if encoding else (None, ())
         self.classify = classifier(n, n_classes, dropout)
 

@@ -10,9 +10,11 @@ from torch import nn
 from ..core import at_least_float32, full_precision
 from .backbones import conv_bn_relu
 from .cfnet import mixture_attention
-from .hosts import ASPPHead, Fuse, OCRHead, PSPHead, region_means
+from .deeplabv3 import ASPPHead
 from .feature_memory import FeatureMemory, poly_momentum
-from .segmentor import FCNHead, Segmentor, aux_loss, classifier, create_model, head_width, MODELS
+from .ocrnet import OCRHead, region_means
+from .pspnet import PSPHead
+from .segmentor import ContextFusion, FCNHead, Segmentor, aux_loss, classifier, create_model, head_width, MODELS
 
 # %% auto #0
 __all__ = ['HOSTS', 'DatasetContext', 'Fusion', 'RCLLoss', 'Rows', 'MCIBIHead', 'mcibi']
@@ -63,7 +65,7 @@ class Fusion(nn.Module):
         if fuse not in ('concat', 'add', 'weighted'): raise ValueError(f"fuse: expected 'concat', 'add' or 'weighted', found {fuse!r}")
         context = within + dim*(fuse == 'concat')
         self.join, self.weights = fuse, nn.Conv2d(2*dim, 2, 1) if fuse == 'weighted' else None
-        self.conv = Fuse(dim, context, dim) if context else conv_bn_relu(dim, dim)
+        self.conv = ContextFusion(dim, context, dim) if context else conv_bn_relu(dim, dim)
 
     def forward(self, r, beyond, within=None):
         contexts = [t for t in (within, beyond) if t is not None]

@@ -11,11 +11,11 @@ from safetensors.torch import save
 from torch import nn
 from .. import core
 from ..core import IGNORE, IMAGENET_STATS, Registry, at_least_float32, atomic_write, check_n_classes, check_options, check_positive, check_share, shared_mean
-from .backbones import check_fit, conv_bn_relu, copy_tensors, create_backbone, open_tensors
+from .backbones import PADDING, check_fit, conv_bn_relu, copy_tensors, create_backbone, open_tensors
 
 # %% auto #0
 __all__ = ['MODELS', 'head_width', 'classifier', 'FCNHead', 'upsample', 'aux_loss', 'check_images', 'tell_progress', 'Segmentor',
-           'GAPHead', 'create_model', 'fcn', 'param_groups', 'save_model', 'load_model']
+           'GAPHead', 'ContextFusion', 'conv_pooled', 'create_model', 'fcn', 'param_groups', 'save_model', 'load_model']
 
 # %% ../../nbs/models/03_segmentor.ipynb #e275ff6e
 def head_width(
@@ -140,6 +140,30 @@ class GAPHead(nn.Module):
         f = self.reduce(maps[-1])
         g = f.mean((2, 3), keepdim=True) if self.pool else f
         return {'logits': self.classify(F.relu(self.norm(self.W_f(f)) + self.W_g(g)))}
+
+# %% ../../nbs/models/03_segmentor.ipynb #9778a1cf
+class ContextFusion(nn.Module):
+    "relu(BN(W_f∗f) + W_c∗c): a convolution of [f; c] whose batch norm does not see the context c"
+    def __init__(self,
+        cells: int,    # channels of f, what is at the cell
+        context: int,  # channels of c, what is around it
+        width: int,    # channels out
+        k: int = 3,    # kernel size, odd
+    ) -> None:
+        super().__init__()
+        self.W_f = conv_bn_relu(cells, width, k, relu=False)
+        self.W_c = nn.Conv2d(context, width, k, padding=k//2, bias=False, padding_mode=PADDING if k > 1 else 'zeros')
+
+    def forward(self, f: torch.Tensor, c: torch.Tensor) -> torch.Tensor: return F.relu(self.W_f(f) + self.W_c(c))
+
+# %% ../../nbs/models/03_segmentor.ipynb #c338ae50
+def conv_pooled(
+    cin: int,        # channels in
+    cout: int,       # channels out
+    cells: int = 1,  # of the pooled map
+) -> nn.Sequential:
+    "1×1 convolution of a pooled map, batch norm where it has more than one cell, ReLU"
+    return conv_bn_relu(cin, cout, 1) if cells > 1 else nn.Sequential(nn.Conv2d(cin, cout, 1), nn.ReLU(inplace=True))
 
 # %% ../../nbs/models/03_segmentor.ipynb #7a268141
 MODELS = Registry('model', 'ctxseg_nb.models')  # name → function of (channels, n_classes, **options) that gives a head
