@@ -44,6 +44,8 @@ from .training.losses import *
 from .evaluation.metrics import *
 from .training.checkpoint import *
 from .training.learner import *
+from .training.config import *
+from .training.train import *
 from .experiments.cifar import *
 from .training.async_pairwise import *
 from .training.syncbn import *

@@ -141,12 +141,17 @@ def _train_on(name):
     if device.index is not None: torch.cuda.set_device(device)
 
 # %% ../nbs/cli.ipynb #e982c5c9
-def _open(data, path, min_photos=None):
-    "The data set on disk that `data` names"
-    from ctxseg_nb.data.dataset import DATASETS, open_dataset
+def _check_disk(data, path, min_photos=None):
+    "Raise `ValueError` for an unknown data set on disk, and for options that do not belong to it"
+    from ctxseg_nb.data.dataset import DATASETS
     if data not in DATASETS: raise ValueError(f"--data: no data set '{data}'; there are scenes, {', '.join(DATASETS)}")
     if not path: raise ValueError(f'--data {data} needs --path, the folder of the data set')
     if min_photos is not None and data != 'ccp': raise ValueError(f'--min-photos is for ccp, not for {data}')
+
+def _open(data, path, min_photos=None):
+    "The data set on disk that `data` names"
+    from ctxseg_nb.data.dataset import open_dataset
+    _check_disk(data, path, min_photos)
     return open_dataset(data, path, **({} if min_photos is None else dict(min_photos=min_photos)))
 
 def _scene_side(size, path=None, min_photos=None):
@@ -156,12 +161,6 @@ def _scene_side(size, path=None, min_photos=None):
     if size[0] != size[1]: raise ValueError(f'--size: expected one number, as scenes are square, found {size[0]},{size[1]}')
     if not 16 <= size[0] <= _SCENE: raise ValueError(f'--size: expected a number from 16 to {_SCENE} for scenes, found {size[0]}')
     return size[0]
-
-def _dls(data, path, size, bs, min_photos=None, workers=0):
-    "`DataLoaders` of a data set by name"
-    from ctxseg_nb.data.dataloaders import dataset_dls, scenes_dls
-    if data == 'scenes': return scenes_dls(size=_scene_side(size, path, min_photos), bs=bs, num_workers=workers)
-    return dataset_dls(_open(data, path, min_photos), size, bs, num_workers=workers)
 
 # %% ../nbs/cli.ipynb #e9f8ab21
 def _curves(learn, file):
@@ -188,19 +187,20 @@ def _predictions(label, items, info, file):
     write_figure(file, axs[0, 0].figure)
 
 # %% ../nbs/cli.ipynb #df3fab66
-def _leave(learn, out, size, items):
+def _leave(learn, config, out, items):
     "Score a training on whole pictures `items`, as `evaluate` does, and write model, figures and pictures into the folder `out`; the figures"
+    from dataclasses import asdict
     from itertools import chain, islice
     from ctxseg_nb.experiments.runner import environment
     from ctxseg_nb.core import IMAGENET_STATS, write_json
     from ctxseg_nb.evaluation.evaluator import evaluate_pictures, figures_of
     from ctxseg_nb.models.segmentor import save_model
-    out, info, items = Path(out), learn.dls.info, iter(items)
+    out, info, items, size = Path(out), learn.dls.info, iter(items), config.picture_size
     label, shown = _labeller(learn.model, dict(stats=IMAGENET_STATS), size), list(islice(items, 6))
     counts = evaluate_pictures(label, chain(shown, items), info.n_classes)
     figures = {k: float(v) for k, v in figures_of(counts, info).items()}
     save_model(learn.model, out/'model', info.class_names, info.palette, size=size)
-    write_json(out/'results.json', dict(figures=figures, made_with=environment()))
+    write_json(out/'results.json', dict(figures=figures, config=asdict(config), environment=environment()))
     _curves(learn, out/'curves.png'); _predictions(label, shown, info, out/'predictions.png')
     return figures
 
@@ -221,17 +221,17 @@ def demo(
     device: str = 'auto',  # to compute on: auto, cuda, cuda:1, mps or cpu
 ):
     "Train a model on the embedded scenes and show what it cannot know"
-    from fastai.basics import set_seed
-    from ctxseg_nb.data.dataloaders import VALID_SEED, scenes_dls
+    from ctxseg_nb.data.dataloaders import VALID_SEED
     from ctxseg_nb.data.scenes import ContextScenes
-    from ctxseg_nb.training.learner import segmentation_learner, steps_shown
+    from ctxseg_nb.training.config import TrainConfig
+    from ctxseg_nb.training.train import train
     _check_model(model)
     _train_on(device)
-    set_seed(seed, reproducible=True)
-    learn = segmentation_learner(scenes_dls(n_train, n_valid, size), model)
-    with steps_shown(learn): learn.fit_one_cycle(epochs, 4e-3)
-    _ceilings_beside(_leave(learn, out, (size, size), ContextScenes(n_valid, size, VALID_SEED)), learn.model, n_valid, size)
+    config = TrainConfig(model=model, n_train=n_train, n_valid=n_valid, size=size, epochs=epochs, seed=seed)
+    learn = train(config)
+    _ceilings_beside(_leave(learn, config, out, ContextScenes(n_valid, size, VALID_SEED)), learn.model, n_valid, size)
     print(f'look at {out}/predictions.png and {out}/curves.png; the model is {out}/model.safetensors')
+
 
 # %% ../nbs/cli.ipynb #95c86f04
 def _ceilings_beside(figures, model, n, size):
@@ -294,22 +294,19 @@ def _check_model(model, backbone='tiny'):
 
 def _train(data, path, model, backbone, weights, epochs, size, bs, lr, opt, head_lr, min_photos, seed, out, resume,
            precision, accumulate, channels_last, compile, workers, device):
-    from fastai.basics import rank_distrib, set_seed
-    from ctxseg_nb.models.backbones import backbone_weights
-    from ctxseg_nb.training.checkpoint import Checkpoint
-    from ctxseg_nb.training.distributed import distributed
-    from ctxseg_nb.training.learner import segmentation_learner, steps_shown
+    from fastai.basics import rank_distrib
+    from ctxseg_nb.training.config import TrainConfig
+    from ctxseg_nb.training.train import train
     _check_model(model, backbone)
+    if data == 'scenes': _scene_side(size, path, min_photos)
+    else: _check_disk(data, path, min_photos)
     _train_on(device)
-    options = backbone_weights(backbone, weights)
-    settings = dict(data=data, model=model, backbone=backbone, weights=weights, size=size, bs=bs, opt=opt, head_lr=head_lr, seed=seed,
-                    min_photos=min_photos, precision=precision, accumulate=accumulate, channels_last=channels_last, compile=compile)
-    set_seed(seed, reproducible=True)
-    dls = _dls(data, path, size, bs, min_photos, workers)
-    learn = segmentation_learner(dls, model, backbone, opt=opt, head_lr=head_lr, precision=precision, accumulate=accumulate,
-                                 channels_last=channels_last, compile=compile, backbone_options=options)
-    with steps_shown(learn), distributed(learn): learn.fit_one_cycle(epochs, lr, cbs=Checkpoint(out, resume=resume, settings=settings))
-    if not rank_distrib(): _print_figures(_leave(learn, out, size, _whole_pictures(data, path, size, min_photos)[0]))
+    config = TrainConfig(data=data, data_options={} if min_photos is None else dict(min_photos=min_photos), size=size, model=model, backbone=backbone,
+                         weights=weights, epochs=epochs, bs=bs, lr=lr, opt=opt, head_lr=head_lr, seed=seed, precision=precision,
+                         accumulate=accumulate, channels_last=channels_last, compile=compile)
+    learn = train(config, path, out, resume, workers=workers)
+    if not rank_distrib(): _print_figures(_leave(learn, config, out, _whole_pictures(data, path, size, min_photos)[0]))
+
 
 # %% ../nbs/cli.ipynb #a24e1279
 _ENTRIES = dict(data='data', model='model', backbone='backbone', epochs='epochs', size='crop', bs='batch', lr='lr', opt='opt', head_lr='head_lr',

@@ -7,7 +7,7 @@ from PIL import Image
 from ctxseg_nb import cli
 from ctxseg_nb.core import IGNORE
 from ctxseg_nb.models.segmentor import create_model, save_model
-from ctxseg_nb.training import learner
+from ctxseg_nb.training import learner, train as training
 
 RECIPE = 'encnet/pascal_context/resnet50'
 
@@ -178,15 +178,15 @@ def test_the_command_line_hands_its_switches_on(tmp_path):
 
     class Stop(Exception): pass
 
-    def spy(dls, model, backbone, **options):
-        seen.update(options, model=model, backbone=backbone, bs=dls.train.bs, workers=dls.train.fake_l.num_workers, size=dls.one_batch()[0].shape[-2:])
+    def spy(dls, model, **options):
+        seen.update(options, model=model.config['model'], backbone=model.config['backbone'], bs=dls.train.bs, workers=dls.train.fake_l.num_workers, size=dls.one_batch()[0].shape[-2:])
         raise Stop
-    with mock.patch.object(learner, 'segmentation_learner', spy), pytest.raises(Stop):
+    with mock.patch.object(training, 'segmentation_learner', spy), pytest.raises(Stop):
         run('train', '--data', 'camvid', '--path', camvid(tmp_path/'c'), '--model', 'gap', '--backbone', 'squeezenet1_0', '--precision', 'bf16',
             '--accumulate', 2, '--channels-last', '--compile', 'eager', '--opt', 'sgd', '--head-lr', 3, '--bs', 2, '--workers', 1, '--size', '16,24',
             '--out', tmp_path/'o')
     assert seen == dict(model='gap', backbone='squeezenet1_0', precision='bf16', accumulate=2, channels_last=True, compile='eager', opt='sgd',
-                        head_lr=3., bs=2, workers=1, size=(16, 24), backbone_options={})
+                        head_lr=3., bs=2, workers=1, size=(16, 24), lr=4e-3, weights='sqrt', metrics=None)
 
 
 def test_precision_is_that_of_the_arithmetic():
@@ -261,7 +261,7 @@ def test_a_backbone_of_another_module_is_known_in_a_fresh_process(tmp_path):
     code = '''if True:
         import sys, torch
         from ctxseg_nb.models import backbones
-        assert 'vgg16_fc6' not in backbones.BACKBONES and 'ctxseg_nb.models.deepcrf' not in sys.modules
+        assert 'ctxseg_nb.models.deepcrf' not in sys.modules
         with torch.device('meta'): print(backbones.create_backbone('vgg16_fc6').channels)'''
     ran = subprocess.run([sys.executable, '-c', code], text=True, capture_output=True, env=os.environ | dict(PYTHONPATH=str(Path(__file__).parent.parent)))
     assert ran.stdout == '[64, 128, 256, 512, 4096]\n', ran.stderr
