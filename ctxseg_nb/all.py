@@ -13,9 +13,14 @@ from .data.dataloaders import *
 from .testing.miniatures import *
 from .data.pascal import *
 from .data.coco import *
-from .data.scenery import *
+from .data.ade20k import *
+from .data.cityscapes import *
+from .data.siftflow import *
+from .data.kitti import *
 from .data.human_parsing import *
 from .data.indoor import *
+from .data.camvid import *
+from .data.ccp import *
 from .data.transforms import *
 from .data.verify import *
 

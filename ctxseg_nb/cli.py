@@ -425,12 +425,12 @@ def _benchmarks(names, out, device):
 # %% ../nbs/cli.ipynb #37422b62
 def _test_pictures(folder, names=None):
     "Files of pictures in `folder` and its subfolders; with the file `names`, those whose names it lists"
-    from ctxseg_nb.data.dataset import _reading
+    from ctxseg_nb.data.dataset import reading
     if not folder: raise ValueError('--submission needs --pictures, the folder of the test pictures')
     if not Path(folder).is_dir(): raise FileNotFoundError(f'--pictures: no folder {folder}')
     files = sorted(f for f in Path(folder).rglob('*') if f.suffix.lower() in ('.jpg', '.jpeg', '.png'))
     if not names: return files
-    with _reading(names, 'list of names'): wanted = Path(names).read_text().split()
+    with reading(names, 'list of names'): wanted = Path(names).read_text().split()
     by_name = {f.stem: f for f in files}
     if missing := [n for n in wanted if n not in by_name]: raise ValueError(f'{names}: {len(missing)} of {len(wanted)} pictures are not in {folder}, {missing[0]} first')
     return [by_name[n] for n in wanted]
@@ -505,7 +505,7 @@ def _score(model, data, path, size, min_photos, multiscale, out, trust, device):
     net, saved, size = _load(model, size, trust, device)
     items, info = _whole_pictures(data, path, size or (96, 96), min_photos)
     _check_codes(info, saved, model, data)
-    _report(evaluate_pictures(_labeller(net, saved, size, multiscale, info.mirror), items, info.n_classes), info, out)
+    _report(evaluate_pictures(_labeller(net, saved, size, multiscale, info.flip_labels), items, info.n_classes), info, out)
 
 def _report(counts, info, out):
     from ctxseg_nb.evaluation.evaluator import figures_of, mean_iou_of, write_report
@@ -631,7 +631,7 @@ def data(
 def _list_data():
     from ctxseg_nb.data.dataset import DATASETS
     print('scenes           embedded, drawn by the library; 24 classes')
-    for name, ds in DATASETS.items(): print(f'{name:17}{ds.get}')
+    for name, ds in DATASETS.items(): print(f'{name:17}{ds.how_to_get}')
 
 def _check(check, splits, most):
     from ctxseg_nb.data.verify import check_dataset, print_report

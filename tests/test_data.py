@@ -7,7 +7,8 @@ from ctxseg_nb.cli import main
 from ctxseg_nb.core import IGNORE, DatasetInfo
 from ctxseg_nb.data.dataloaders import segmentation_dls
 from ctxseg_nb.data.verify import check_dataset
-from ctxseg_nb.data.dataset import CamVid, check_mask, image_size, DATASETS, load_image, load_mask, open_dataset, read_lines
+from ctxseg_nb.data.camvid import CamVid
+from ctxseg_nb.data.dataset import check_mask, image_size, DATASETS, load_image, load_mask, open_dataset, read_lines
 from ctxseg_nb.testing.miniatures import MINIATURES, little_mask, make_miniature
 from ctxseg_nb.data.transforms import Augment
 from ctxseg_nb.models.segmentor import create_model, MODELS

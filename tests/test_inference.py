@@ -20,7 +20,7 @@ from ctxseg_nb.training.losses import SegmentationLoss
 from ctxseg_nb.evaluation.metrics import MIoU, calibration_error, confusion_matrix, mean_iou, reliability
 from ctxseg_nb.experiments.recipes import filled, recipe
 
-MIRROR = DATASETS['lip'].info.mirror
+MIRROR = DATASETS['lip'].info.flip_labels
 COLOURS = {0: (0, 0), 14: (255, 0), 15: (128, 221)}  # red and green of background, left arm and right arm
 COMBINATIONS = 'prob', 'logit', 'avg', 'max', 'avgmax', 'learnt'
 LOOKS = dict(whole={}, scales=dict(scales=(.5, 1., 1.5)), windows=dict(windows=True, crop=40), shorter_side=dict(side=96), squeezed=dict(side=(72, 72)))

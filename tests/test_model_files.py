@@ -157,7 +157,7 @@ def test_figures_are_replaced_whole(tmp_path, monkeypatch):
 
 def test_no_other_way_to_write():
     "What the library leaves for a user goes through `atomic_write`; temporary folders, miniatures for tests and the note in a run's lock do not"
-    package, free = Path(__file__).parent.parent/'ctxseg_nb', ('miniatures', 'distributed', 'indoor', 'scenery', 'pascal', 'coco', 'human_parsing')
+    package, free = Path(__file__).parent.parent/'ctxseg_nb', ('miniatures', 'distributed', 'indoor', 'ade20k', 'siftflow', 'pascal', 'coco', 'human_parsing')
     words = 'savefig(', '.write_text(', '.write_bytes(', "'w'", "'wb'", '.to_csv(', 'np.save(', 'im.save('
     found = []
     for file in package.rglob('*.py'):

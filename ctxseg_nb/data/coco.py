@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from scipy.io import savemat
 from ..core import IGNORE, DatasetInfo
-from .dataset import SegDataset, load_mask, DATASETS, safe_name, _labels_from_mat, _reading
+from .dataset import DATASETS, SegDataset, load_mat_mask, make_label_map, read_stems, reading, safe_name
+from .pascal import VOC_CLASS_NAMES, voc_palette
 from ..testing.miniatures import little_mask, little_pair, little_picture, MINIATURES
-from .pascal import VOC_CLASS_NAMES, voc_palette, _stems
 
 # %% auto #0
-__all__ = ['COCO_STUFF', 'COCO_THINGS', 'COCOStuff10K', 'COCOStuff164K', 'balanced_test', 'COCOObjects']
+__all__ = ['COCO_STUFF', 'COCO_THINGS', 'COCOStuff10K', 'COCOStuff164K', 'choose_test_images', 'COCOObjects']
 
 # %% ../../nbs/data/35_coco.ipynb #34a126ef
 _NAMES = '''person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, street sign, stop sign, parking meter,
@@ -38,30 +38,21 @@ _NUMBERS = np.array([k for k, name in enumerate(_NAMES, 1) if name not in _UNUSE
 COCO_STUFF = tuple(_NAMES[k - 1] for k in _NUMBERS)  # 171 names
 COCO_THINGS = COCO_STUFF[:80]
 
-# %% ../../nbs/data/35_coco.ipynb #e002e5ef
-class _CocoStuff(SegDataset):
-    "171 classes; `less` is what the files take from the number of a class"
-    def __init__(self,
-        path: str | Path,  # the folder of the data set
-    ):
-        super().__init__(path)
-        self.info = DatasetInfo(self.key, COCO_STUFF)
-        self.table = np.full(256, IGNORE, np.uint8)
-        self.table[_NUMBERS - self.less] = range(len(_NUMBERS))
-
 # %% ../../nbs/data/35_coco.ipynb #70ba400f
 @DATASETS.register('coco_stuff10k')
-class COCOStuff10K(_CocoStuff):
-    "COCO-Stuff 10K, version 1.1, as it unpacks"
-    name, key, n_labels, less, splits = 'COCO-Stuff 10K', 'coco_stuff10k', 183, 0, ('train', 'test')
-    get = 'Get cocostuff-10k-v1.1.zip from github.com/nightrome/cocostuff10k; the folder holds images, annotations and imageLists.'
+class COCOStuff10K(SegDataset):
+    "COCO-Stuff 10K, version 1.1, as it unpacks; the files have the numbers of the classes"
+    name, n_labels, splits = 'COCO-Stuff 10K', 183, ('train', 'test')
+    info, label_map = DatasetInfo('coco_stuff10k', COCO_STUFF), make_label_map(_NUMBERS)
+    how_to_get = ('Get cocostuff-10k-v1.1.zip from github.com/nightrome/cocostuff10k; '
+                  'the folder holds images, annotations and imageLists.')
 
-    def _pairs(self, name):
-        names = _stems(self._need('split file', self.path/'imageLists'/f'{name}.txt'))
-        return [(self._need(f'image {n}', self.path/'images'/f'{n}.jpg'),
-                 self._need(f'mask of {n}', self.path/'annotations'/f'{n}.mat')) for n in names]
+    def list_pairs(self, split: str) -> list[tuple[Path, Path]]:
+        names = read_stems(self.require('split file', self.path/'imageLists'/f'{split}.txt'))
+        return [(self.require(f'image {n}', self.path/'images'/f'{n}.jpg'),
+                 self.require(f'mask of {n}', self.path/'annotations'/f'{n}.mat')) for n in names]
 
-    def _labels(self, mask): return _labels_from_mat(mask, 'S')
+    def load_labels(self, mask: Path) -> np.ndarray: return load_mat_mask(mask, 'S')
 
 # %% ../../nbs/data/35_coco.ipynb #68dc4103
 @MINIATURES.register('coco_stuff10k')
@@ -75,23 +66,24 @@ def _mini_stuff10k(path):
             savemat(path/'annotations'/f'{n}.mat', dict(S=little_mask([0, *_NUMBERS], seed=i)))
 
 # %% ../../nbs/data/35_coco.ipynb #9ef3dbf8
-def _first(*places): return next((p for p in places if p.exists()), places[0])
+def _first_existing(*places: Path) -> Path: return next((p for p in places if p.exists()), places[0])
 
 @DATASETS.register('coco_stuff164k')
-class COCOStuff164K(_CocoStuff):
-    "COCO-Stuff on the pictures of COCO 2017, masks as PNGs ('stuffthingmaps')"
-    name, key, n_labels, less, splits = 'COCO-Stuff 164K', 'coco_stuff164k', 182, 1, ('train', 'val')
-    get = ('Get train2017.zip and val2017.zip from cocodataset.org for the folder images, '
-           'and stuffthingmaps_trainval2017.zip from github.com/nightrome/cocostuff for the folder annotations.')
+class COCOStuff164K(SegDataset):
+    "COCO-Stuff on the pictures of COCO 2017, masks as PNGs ('stuffthingmaps'), whose labels are a class's number less 1"
+    name, n_labels, splits = 'COCO-Stuff 164K', 182, ('train', 'val')
+    info, label_map = DatasetInfo('coco_stuff164k', COCO_STUFF), make_label_map(_NUMBERS - 1)
+    how_to_get = ('Get train2017.zip and val2017.zip from cocodataset.org for the folder images, '
+                  'and stuffthingmaps_trainval2017.zip from github.com/nightrome/cocostuff for the folder annotations.')
 
-    def _pairs(self, name):
-        images = self._need('images', _first(self.path/'images'/f'{name}2017', self.path/f'{name}2017'))
-        masks = self._need('masks', _first(self.path/'annotations'/f'{name}2017', self.path/'stuffthingmaps'/f'{name}2017'))
+    def list_pairs(self, split: str) -> list[tuple[Path, Path]]:
+        part = f'{split}2017'
+        images = self.require('images', _first_existing(self.path/'images'/part, self.path/part))
+        masks = self.require('masks', _first_existing(self.path/'annotations'/part, self.path/'stuffthingmaps'/part))
         names = sorted({f.stem for f in images.glob('*.jpg')} | {f.stem for f in masks.glob('*.png')})
-        if not names: raise ValueError(f'{self.name}: no .jpg in {images}. {self.get}')
-        return [(self._need(f'image {n}', images/f'{n}.jpg'), self._need(f'mask of {n}', masks/f'{n}.png')) for n in names]
-
-    def _labels(self, mask): return load_mask(mask)
+        if not names: raise ValueError(f'{self.name}: no .jpg in {images}. {self.how_to_get}')
+        return [(self.require(f'image {n}', images/f'{n}.jpg'), self.require(f'mask of {n}', masks/f'{n}.png'))
+                for n in names]
 
 # %% ../../nbs/data/35_coco.ipynb #59491793
 @MINIATURES.register('coco_stuff164k')
@@ -138,68 +130,71 @@ def _mini_objects(path):
         (path/'annotations'/f'instances_{split}2017.json').write_text(json.dumps(dict(images=images, categories=categories, annotations=found)))
 
 # %% ../../nbs/data/35_coco.ipynb #192e4c0d
-class _Instances:
+class _AnnotationFile:
     "One annotation file of COCO: the objects of its images"
     def __init__(self,
-        file: Path,    # such as instances_train2017.json
-        labels: dict,  # name of a category → its label in the masks
-    ):
+        file: Path,  # such as instances_train2017.json
+        labels: dict[str, int],  # name of a category → its label in the masks
+    ) -> None:
         try: from pycocotools.coco import COCO
         except ImportError as e: raise ImportError('COCO objects need pycocotools: pip install pycocotools') from e
-        self.file, self.coco = file, COCO()
-        with _reading(file, 'annotation file of COCO'), redirect_stdout(StringIO()):
-            self.coco.dataset = json.loads(file.read_text(encoding='utf-8-sig'))
-            self.coco.createIndex()
-            ids = {c['name']: k for k, c in self.coco.cats.items()}
-            for im in self.coco.imgs.values():
-                if not {'file_name', 'height', 'width'} <= im.keys(): raise ValueError(f'image {im["id"]} has no file_name, height or width')
-        absent = [n for n in labels if n not in ids]
+        self.file, self.index = file, COCO()
+        with reading(file, 'annotation file of COCO'), redirect_stdout(StringIO()):
+            self.index.dataset = json.loads(file.read_text(encoding='utf-8-sig'))
+            self.index.createIndex()
+            ids = {category['name']: k for k, category in self.index.cats.items()}
+            for im in self.index.imgs.values():
+                if not {'file_name', 'height', 'width'} <= im.keys():
+                    raise ValueError(f'image {im["id"]} has no file_name, height or width')
+        absent = [name for name in labels if name not in ids]
         if absent: raise ValueError(f"{file}: no category '{absent[0]}', expected one of COCO's instances_*.json")
-        self.label = {ids[n]: k for n, k in labels.items()}
+        self.label = {ids[name]: k for name, k in labels.items()}
 
-    def objects(self, i): return [a for a in self.coco.imgToAnns.get(i, ()) if a['category_id'] in self.label]
+    def objects(self, i: int) -> list[dict]:
+        "The entries of image `i` whose category has a label"
+        return [a for a in self.index.imgToAnns.get(i, ()) if a['category_id'] in self.label]
 
-    def shown(self, i):
+    def labels_in(self, i: int) -> list[int]:
         "The labels in image `i`"
         return sorted({self.label[a['category_id']] for a in self.objects(i)})
 
 # %% ../../nbs/data/35_coco.ipynb #82eba2d7
-def _code(instances, i, a):
+def _run_lengths(annotations: _AnnotationFile, i: int, a: dict) -> dict:
     "Run-length code of the object `a` of image `i`. Raises `ValueError` for an object that cannot be drawn"
-    size = [instances.coco.imgs[i][side] for side in ('height', 'width')]
+    height, width = (annotations.index.imgs[i][side] for side in ('height', 'width'))
     try:
-        code = instances.coco.annToRLE(a)
-        if list(code['size']) != size: raise ValueError
+        code = annotations.index.annToRLE(a)
+        if list(code['size']) != [height, width]: raise ValueError
         return code
     except Exception as e:   # pycocotools raises what it runs into
         found = str(a.get('segmentation', 'none'))
-        raise ValueError(f'{instances.file}: object {a.get("id")} of image {i}: expected an outline as polygons or as a run-length code of {size[0]}×{size[1]} pixels, '
-                         f'found {found[:60]}{"..."*(len(found) > 60)}') from e
+        raise ValueError(f'{annotations.file}: object {a.get("id")} of image {i}: expected an outline as polygons or as a '
+                         f'run-length code of {height}×{width} pixels, found {found[:60]}{"..."*(len(found) > 60)}') from e
 
-def _regions(instances, i):
+def _by_area(annotations: _AnnotationFile, i: int) -> list[tuple[dict, int, int]]:
     "(run-length code, area, label) of the objects of image `i`, largest first"
     from pycocotools.mask import area
-    class_names = [(_code(instances, i, a), instances.label[a['category_id']]) for a in instances.objects(i)]
-    return sorted(((c, int(area(c)), k) for c, k in class_names), key=lambda r: -r[1])
+    found = [(_run_lengths(annotations, i, a), annotations.label[a['category_id']]) for a in annotations.objects(i)]
+    return sorted(((code, int(area(code)), k) for code, k in found), key=lambda r: -r[1])
 
 # %% ../../nbs/data/35_coco.ipynb #55bc37ec
-def _labelled(instances, i):
+def _labelled_pixels(annotations: _AnnotationFile, i: int) -> int:
     "How many pixels of image `i` any object covers"
     from pycocotools.mask import area, merge
-    return int(area(merge([c for c, _, _ in _regions(instances, i)])))
+    return int(area(merge([code for code, _, _ in _by_area(annotations, i)])))
 
 # %% ../../nbs/data/35_coco.ipynb #4dd46c9f
-def _drawn(instances, i, min_region=0):
+def _draw_mask(annotations: _AnnotationFile, i: int, min_region: int = 0) -> np.ndarray:
     "(H, W) uint8 labels of image `i`; objects of fewer than `min_region` pixels are void"
     from pycocotools.mask import decode
-    im = instances.coco.imgs[i]
-    out = np.zeros((im['height'], im['width']), np.uint8, order='F')  # as class_names run: down the columns
-    for code, pixels, label in _regions(instances, i):
+    im = annotations.index.imgs[i]
+    out = np.zeros((im['height'], im['width']), np.uint8, order='F')  # as run-length codes go: down the columns
+    for code, pixels, label in _by_area(annotations, i):
         np.copyto(out, np.uint8(label if pixels >= min_region else IGNORE), where=decode(code).view(bool))
     return np.ascontiguousarray(out)
 
 # %% ../../nbs/data/35_coco.ipynb #4587134f
-def balanced_test(
+def choose_test_images(
     shows: np.ndarray,   # (N, K) bool: which images show which classes
     n: int,              # images to choose
     at_least: int = 50,  # images that shall show each class, or half of those that do
@@ -213,63 +208,71 @@ def balanced_test(
         free = np.flatnonzero(shows[:, k] & ~chosen)
         best = free[np.argsort(-shows[free][:, short > 0].sum(1), kind='stable')]
         chosen[best[:max(short[k], 0)]] = True
-    if not chosen.sum() <= n < len(shows): raise ValueError(f'expected from {chosen.sum()} to {len(shows) - 1} of {len(shows)} images to test on, found {n}')
+    if not chosen.sum() <= n < len(shows):
+        raise ValueError(f'expected from {chosen.sum()} to {len(shows) - 1} of {len(shows)} images to test on, found {n}')
     chosen[np.flatnonzero(~chosen)[:n - chosen.sum()]] = True
     return chosen[np.argsort(order)]
 
 # %% ../../nbs/data/35_coco.ipynb #60cdfd97
-_IN_COCO = dict(aeroplane='airplane', diningtable='dining table', motorbike='motorcycle', pottedplant='potted plant', sofa='couch', tvmonitor='tv')
-
-def _divided(ds, keys, name):
-    "The 'train' or 'test' images of a `COCOObjects` that makes its own test split"
-    shows = np.zeros((len(keys), ds.n_labels), bool)
-    for row, key in zip(shows, keys): row[ds._instances(key.parent).shown(int(key.name))] = True
-    test = balanced_test(shows, ds.n_test)
-    return [key for key, t in zip(keys, test) if t == (name == 'test')]
-
-# %% ../../nbs/data/35_coco.ipynb #e964e8bb
-class _Outlined(SegDataset):
-    "Masks drawn from COCO's annotation files"
-    def _instances(self, file):
-        if file not in self._files: self._files[file] = _Instances(self._need('annotation file', file), self.labels)
-        return self._files[file]
-
-    def _keys(self, part):
-        file = self.path/'annotations'/f'instances_{part}2017.json'
-        instances = self._instances(file)
-        return [file/str(i) for i in sorted(instances.coco.imgs) if not self.min_labelled or _labelled(instances, i) > self.min_labelled]
-
-    def _image(self, key):
-        part, file = key.parent.stem.removeprefix('instances_'), self._instances(key.parent).coco.imgs[int(key.name)]['file_name']
-        return self._need(f'image {file}', _first(self.path/part, self.path/'images'/part)/safe_name(file, key.parent))
-
-    def _labels(self, mask):
-        instances = self._instances(mask.parent)
-        with _reading(mask, 'annotation'): return _drawn(instances, int(mask.name), self.min_region)
+_IN_COCO = dict(aeroplane='airplane', diningtable='dining table', motorbike='motorcycle', pottedplant='potted plant',
+                sofa='couch', tvmonitor='tv')
 
 # %% ../../nbs/data/35_coco.ipynb #a4d653c5
 @DATASETS.register('coco_objects')
-class COCOObjects(_Outlined):
-    "COCO 2017's objects and background"
+class COCOObjects(SegDataset):
+    "COCO 2017's objects and background, drawn from the annotation files"
     name = 'COCO objects'
-    get = ('Get train2017.zip, val2017.zip and annotations_trainval2017.zip from cocodataset.org; '
-           'the folder holds train2017 and val2017 (or images/train2017, ...) and annotations/instances_train2017.json, ...')
+    how_to_get = ('Get train2017.zip, val2017.zip and annotations_trainval2017.zip from cocodataset.org; the folder holds '
+                  'train2017 and val2017 (or images/train2017, ...) and annotations/instances_train2017.json, ...')
 
     def __init__(self,
         path: str | Path,       # the folder of the data set
         classes: str = 'coco',  # 'coco': 80 and background; 'voc': VOC's 20 and background
         min_region: int = 0,    # objects of fewer pixels are void; 200 in the deep structured CRF
         min_labelled: int = 0,  # images with no more labelled pixels are left out; 1000 in EncNet and CFNet
-        n_test: int = 0,        # that many images of train and val are 'test', all others 'train'; 2599 in the deep structured CRF
-    ):
+        n_test: int = 0,        # so many images of train and val are 'test', all others 'train'; 2599 in the deep structured CRF
+    ) -> None:
         super().__init__(path)
-        if classes not in ('coco', 'voc'): raise ValueError(f"{self.name}: expected classes 'coco' or 'voc', found '{classes}'")
-        self.info = DatasetInfo('coco_objects', VOC_CLASS_NAMES, voc_palette()) if classes == 'voc' else DatasetInfo('coco_objects', ('background', *COCO_THINGS))
-        self.labels = {_IN_COCO.get(c, c): k for k, c in enumerate(self.info.class_names) if k}
+        if classes == 'coco': self.info = DatasetInfo('coco_objects', ('background', *COCO_THINGS))
+        elif classes == 'voc': self.info = DatasetInfo('coco_objects', VOC_CLASS_NAMES, voc_palette())
+        else: raise ValueError(f"{self.name}: expected classes 'coco' or 'voc', found '{classes}'")
+        self.labels = {_IN_COCO.get(name, name): k for k, name in enumerate(self.info.class_names) if k}
+        self.n_labels, self.label_map = self.info.n_classes, make_label_map(range(self.info.n_classes))
         self.min_region, self.min_labelled, self.n_test, self._files = min_region, min_labelled, n_test, {}
-        self.n_labels, self.table = self.info.n_classes, np.arange(256, dtype=np.uint8)
         self.splits = ('train', 'test') if n_test else ('train', 'val', 'trainval')
 
-    def _pairs(self, name):
-        keys = [k for part in (('train', 'val') if self.n_test or name == 'trainval' else (name,)) for k in self._keys(part)]
-        return [(self._image(k), k) for k in (_divided(self, keys, name) if self.n_test else keys)]
+    def _annotations(self, file: Path) -> _AnnotationFile:
+        "An annotation file, read once"
+        if file not in self._files:
+            self._files[file] = _AnnotationFile(self.require('annotation file', file), self.labels)
+        return self._files[file]
+
+    def _masks(self, part: str) -> list[Path]:
+        "The annotation file of 'train' or 'val' with the number of an image behind it, for every image with enough labels"
+        file = self.path/'annotations'/f'instances_{part}2017.json'
+        annotations = self._annotations(file)
+        return [file/str(i) for i in sorted(annotations.index.imgs)
+                if not self.min_labelled or _labelled_pixels(annotations, i) > self.min_labelled]
+
+    def _image(self, mask: Path) -> Path:
+        "The picture of a mask"
+        part = mask.parent.stem.removeprefix('instances_')
+        file = self._annotations(mask.parent).index.imgs[int(mask.name)]['file_name']
+        folder = _first_existing(self.path/part, self.path/'images'/part)
+        return self.require(f'image {file}', folder/safe_name(file, mask.parent))
+
+    def _divide(self, masks: list[Path], split: str) -> list[Path]:
+        "Those of 'train' or 'test', where this data set makes its own test split"
+        shows = np.zeros((len(masks), self.n_labels), bool)
+        for row, mask in zip(shows, masks): row[self._annotations(mask.parent).labels_in(int(mask.name))] = True
+        test = choose_test_images(shows, self.n_test)
+        return [mask for mask, t in zip(masks, test) if t == (split == 'test')]
+
+    def list_pairs(self, split: str) -> list[tuple[Path, Path]]:
+        parts = ('train', 'val') if self.n_test or split == 'trainval' else (split,)
+        masks = [mask for part in parts for mask in self._masks(part)]
+        return [(self._image(mask), mask) for mask in (self._divide(masks, split) if self.n_test else masks)]
+
+    def load_labels(self, mask: Path) -> np.ndarray:
+        annotations = self._annotations(mask.parent)
+        with reading(mask, 'annotation'): return _draw_mask(annotations, int(mask.name), self.min_region)

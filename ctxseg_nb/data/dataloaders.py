@@ -145,7 +145,7 @@ def dataset_dls(
 ) -> DataLoaders:
     "The pictures of a data set on disk, read when they are needed"
     train, valid = (_some(ds.split(s), n, seed, f'{ds.name} {s}') for s, n in zip(splits, (n_train, n_valid)))
-    if ds.info.mirror: kwargs = dict(flip=0.) | kwargs   # left is not right in a mirror
+    if ds.info.flip_labels: kwargs = dict(flip=0.) | kwargs   # left is not right in a mirror
     return segmentation_dls(train, valid, ds.info, size, bs, read=ds.read, read_mask=ds.read_mask, **kwargs)
 
 SegDataset.dataloaders = dataset_dls

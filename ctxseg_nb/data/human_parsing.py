@@ -8,9 +8,8 @@ import re
 from pathlib import Path
 import numpy as np
 from ..core import DatasetInfo
-from .dataset import SegDataset, load_mask, DATASETS
+from .dataset import DATASETS, SegDataset, make_label_map
 from ..testing.miniatures import little_pair, MINIATURES
-from .scenery import _names, _table
 
 # %% auto #0
 __all__ = ['LIP', 'CIHP']
@@ -19,43 +18,46 @@ __all__ = ['LIP', 'CIHP']
 _LIP_CLASS_NAMES = tuple('''Background Hat Hair Glove Sunglasses UpperClothes Dress Coat Socks Pants Jumpsuits Scarf Skirt Face
     Left-arm Right-arm Left-leg Right-leg Left-shoe Right-shoe'''.split())
 _CIHP_CLASS_NAMES = tuple('Torso-skin' if c == 'Jumpsuits' else c for c in _LIP_CLASS_NAMES)
-_PARTS = np.array([(0,0,0), (128,0,0), (255,0,0), (0,85,0), (170,0,51), (255,85,0), (0,0,85), (0,119,221), (85,85,0), (0,85,85),
+_PALETTE = np.array([(0,0,0), (128,0,0), (255,0,0), (0,85,0), (170,0,51), (255,85,0), (0,0,85), (0,119,221), (85,85,0), (0,85,85),
     (85,51,0), (52,86,128), (0,128,0), (0,0,255), (51,170,221), (0,255,255), (85,255,170), (170,255,85), (255,255,0), (255,170,0)], np.uint8)
 
 # %% ../../nbs/data/40_human_parsing.ipynb #5a5cae53
-def _mirror(class_names):
-    "(K,) the label that each class has in a mirror: Left and Right change places"
+def _swap_left_right(class_names: tuple[str, ...]) -> tuple[int, ...]:
+    "(K,) the label of each class in a flipped picture: Left and Right change places"
     other = dict(Left='Right', Right='Left')
     return tuple(class_names.index(re.sub('Left|Right', lambda m: other[m[0]], c)) for c in class_names)
 
 # %% ../../nbs/data/40_human_parsing.ipynb #6b87a914
-def _unpacked(folder):
+def _unpacked(folder: Path) -> Path:
     "`folder`, or the folder of the same name inside it"
     return folder/folder.name if (folder/folder.name).exists() else folder
 
 # %% ../../nbs/data/40_human_parsing.ipynb #32d3cbde
-class _People(SegDataset):
-    "Parts of people, 0 to 19; a subclass says where the folder of the pictures, that of the masks and the list of a split are"
-    n_labels, splits = 20, ('train', 'val')
-    table = _table(range(20))
+class _HumanParsing(SegDataset):
+    "Parts of people, 0 to 19"
+    n_labels, splits, label_map = 20, ('train', 'val'), make_label_map(range(20))
 
-    def _pairs(self, name):
-        images, masks, names = self._places(name)
-        return [(self._need(f'picture {n} of {names.name}', images/f'{n}.jpg'), self._need(f'mask of picture {n}', masks/f'{n}.png'))
-                for n in _names(self, names)]
+    def _places(self, split: str) -> tuple[Path, Path, Path]:
+        "The folder of the pictures, that of the masks, and the list of a split"
+        raise NotImplementedError
 
-    def _labels(self, mask): return load_mask(mask)
+    def list_pairs(self, split: str) -> list[tuple[Path, Path]]:
+        images, masks, names = self._places(split)
+        return [(self.require(f'picture {n} of {names.name}', images/f'{n}.jpg'),
+                 self.require(f'mask of picture {n}', masks/f'{n}.png')) for n in self.read_names(names)]
 
 # %% ../../nbs/data/40_human_parsing.ipynb #fa6209d0
 @DATASETS.register('lip')
-class LIP(_People):
+class LIP(_HumanParsing):
     "Look Into Person: one person a picture"
-    name, info, counts = 'LIP', DatasetInfo('lip', _LIP_CLASS_NAMES, _PARTS, mirror=_mirror(_LIP_CLASS_NAMES)), dict(train=30_462, val=10_000)
-    get = 'Get TrainVal_images and TrainVal_parsing_annotations of single-person parsing from sysu-hcp.net/lip and unpack them into one folder.'
+    name, split_sizes = 'LIP', dict(train=30_462, val=10_000)
+    info = DatasetInfo('lip', _LIP_CLASS_NAMES, _PALETTE, flip_labels=_swap_left_right(_LIP_CLASS_NAMES))
+    how_to_get = ('Get TrainVal_images and TrainVal_parsing_annotations of single-person parsing from sysu-hcp.net/lip '
+                  'and unpack them into one folder.')
 
-    def _places(self, name):
+    def _places(self, split: str) -> tuple[Path, Path, Path]:
         images, masks = (_unpacked(self.path/f) for f in ('TrainVal_images', 'TrainVal_parsing_annotations'))
-        return images/f'{name}_images', masks/f'{name}_segmentations', images/f'{name}_id.txt'
+        return images/f'{split}_images', masks/f'{split}_segmentations', images/f'{split}_id.txt'
 
 # %% ../../nbs/data/40_human_parsing.ipynb #d35e3467
 @MINIATURES.register('lip')
@@ -69,14 +71,16 @@ def _mini_lip(path):
 
 # %% ../../nbs/data/40_human_parsing.ipynb #461b9efe
 @DATASETS.register('cihp')
-class CIHP(_People):
+class CIHP(_HumanParsing):
     "Crowd Instance-level Human Parsing: several people a picture; label 10 is not LIP's"
-    name, info, counts = 'CIHP', DatasetInfo('cihp', _CIHP_CLASS_NAMES, _PARTS, mirror=_mirror(_CIHP_CLASS_NAMES)), dict(train=28_280, val=5_000)
-    get = 'Get instance-level_human_parsing.tar.gz of multi-person parsing from sysu-hcp.net/lip and give the folder with Training and Validation.'
+    name, split_sizes = 'CIHP', dict(train=28_280, val=5_000)
+    info = DatasetInfo('cihp', _CIHP_CLASS_NAMES, _PALETTE, flip_labels=_swap_left_right(_CIHP_CLASS_NAMES))
+    how_to_get = ('Get instance-level_human_parsing.tar.gz of multi-person parsing from sysu-hcp.net/lip '
+                  'and give the folder with Training and Validation.')
 
-    def _places(self, name):
-        half = self.path/dict(train='Training', val='Validation')[name]
-        return half/'Images', half/'Category_ids', half/f'{name}_id.txt'
+    def _places(self, split: str) -> tuple[Path, Path, Path]:
+        half = self.path/dict(train='Training', val='Validation')[split]
+        return half/'Images', half/'Category_ids', half/f'{split}_id.txt'
 
 # %% ../../nbs/data/40_human_parsing.ipynb #bcf81fd9
 @MINIATURES.register('cihp')

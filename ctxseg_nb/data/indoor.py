@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 from scipy.io import savemat
 from ..core import DatasetInfo
-from .dataset import SegDataset, _labels_from_mat, load_mask, DATASETS
+from .dataset import DATASETS, SegDataset, load_mat_mask, make_label_map, number_in_name
 from ..testing.miniatures import little_mask, little_pair, little_picture, MINIATURES
-from .scenery import _files, _names, _number, _table
 
 # %% auto #0
 __all__ = ['NYUDv2', 'SUNRGBD']
@@ -26,18 +25,19 @@ _SUN_CLASS_NAMES = tuple(dict(refrigerator='fridge', television='tv').get(c, c) 
 @DATASETS.register('nyudv2')
 class NYUDv2(SegDataset):
     "NYUDv2 with 40 classes, as FCN's authors pass it on; `train` is the training set of 795, `val` the test set"
-    name, n_labels, splits = 'NYUDv2', 41, ('train', 'val')
-    counts = dict(train=795, val=654)
-    get = ('Get http://dl.caffe.berkeleyvision.org/nyud.tar.gz, and train.txt, val.txt, test.txt of '
-           'github.com/shelhamer/fcn.berkeleyvision.org/tree/master/data/nyud, in one folder with data/images and segmentation.')
-    info, table = DatasetInfo('nyudv2', _NYU_CLASS_NAMES), _table(range(1, 41))
+    name, splits, split_sizes = 'NYUDv2', ('train', 'val'), dict(train=795, val=654)
+    n_labels, info, label_map = 41, DatasetInfo('nyudv2', _NYU_CLASS_NAMES), make_label_map(range(1, 41))
+    how_to_get = ('Get http://dl.caffe.berkeleyvision.org/nyud.tar.gz, and train.txt, val.txt, test.txt of '
+                  'github.com/shelhamer/fcn.berkeleyvision.org/tree/master/data/nyud, '
+                  'in one folder with data/images and segmentation.')
 
-    def _pairs(self, name):
-        numbers = [n for l in dict(train=('train', 'val'), val=('test',))[name] for n in _names(self, self.path/f'{l}.txt')]
-        return [(self._need(f'picture {n}', self.path/'data'/'images'/f'img_{n}.png'),
-                 self._need(f'mask of picture {n}', self.path/'segmentation'/f'img_{n}.mat')) for n in numbers]
+    def list_pairs(self, split: str) -> list[tuple[Path, Path]]:
+        lists = dict(train=('train', 'val'), val=('test',))[split]
+        numbers = [n for name in lists for n in self.read_names(self.path/f'{name}.txt')]
+        return [(self.require(f'picture {n}', self.path/'data'/'images'/f'img_{n}.png'),
+                 self.require(f'mask of picture {n}', self.path/'segmentation'/f'img_{n}.mat')) for n in numbers]
 
-    def _labels(self, mask): return _labels_from_mat(mask, 'segmentation')
+    def load_labels(self, mask: Path) -> np.ndarray: return load_mat_mask(mask, 'segmentation')
 
 # %% ../../nbs/data/41_indoor.ipynb #49b5cdd2
 @MINIATURES.register('nyudv2')
@@ -53,18 +53,17 @@ def _mini_nyudv2(path):
 @DATASETS.register('sunrgbd')
 class SUNRGBD(SegDataset):
     "SUN RGB-D with 37 classes, as Ankur Handa exported it; `val` is the test set"
-    name, n_labels, splits = 'SUN RGB-D', 38, ('train', 'val')
-    counts = dict(train=5_285, val=5_050)
-    get = ('Get SUNRGBD-train_images.tgz, SUNRGBD-test_images.tgz and sunrgbd_train_test_labels.tar.gz '
-           'as github.com/ankurhanda/sunrgbd-meta-data says, and unpack them into one folder.')
-    info, table = DatasetInfo('sunrgbd', _SUN_CLASS_NAMES), _table(range(1, 38))
+    name, splits, split_sizes = 'SUN RGB-D', ('train', 'val'), dict(train=5_285, val=5_050)
+    n_labels, info, label_map = 38, DatasetInfo('sunrgbd', _SUN_CLASS_NAMES), make_label_map(range(1, 38))
+    how_to_get = ('Get SUNRGBD-train_images.tgz, SUNRGBD-test_images.tgz and sunrgbd_train_test_labels.tar.gz '
+                  'as github.com/ankurhanda/sunrgbd-meta-data says, and unpack them into one folder.')
 
-    def _pairs(self, name):
-        folder, before = dict(train=('SUNRGBD-train_images', self.counts['val']), val=('SUNRGBD-test_images', 0))[name]
-        mask = lambda f: self.path/'sunrgbd_train_test_labels'/f'img-{_number(f, f.stem[4:]) + before:06}.png'
-        return [(f, self._need(f'mask of {folder}/{f.name}', mask(f))) for f in _files(self, self.path/folder, 'img-[0-9]*.jpg')]
-
-    def _labels(self, mask): return load_mask(mask)
+    def list_pairs(self, split: str) -> list[tuple[Path, Path]]:
+        folder = dict(train='SUNRGBD-train_images', val='SUNRGBD-test_images')[split]
+        before = self.split_sizes['val'] if split == 'train' else 0   # the masks of the test set come first
+        def mask(f): return self.path/'sunrgbd_train_test_labels'/f'img-{number_in_name(f, f.stem[4:]) + before:06}.png'
+        return [(f, self.require(f'mask of {folder}/{f.name}', mask(f)))
+                for f in self.list_files(self.path/folder, 'img-[0-9]*.jpg')]
 
 # %% ../../nbs/data/41_indoor.ipynb #7786eb3a
 @MINIATURES.register('sunrgbd')

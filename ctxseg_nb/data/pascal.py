@@ -9,34 +9,33 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 from ..core import IGNORE, DatasetInfo
-from .dataset import SegDataset, as_labels, load_mask, read_lines, DATASETS, _from_mat, _reading
+from .dataset import (DATASETS, SegDataset, as_labels, load_mask, load_mat, make_label_map, read_lines,
+                                    read_stems, reading)
 from ..testing.miniatures import little_mask, little_pair, little_picture, MINIATURES
 
 # %% auto #0
 __all__ = ['VOC_CLASS_NAMES', 'voc_palette', 'VOC2012', 'PascalContext']
 
-# %% ../../nbs/data/34_pascal.ipynb #db5e8ef4
-def _stems(file):
-    "The names in a list of files: first word of each line, without folder and suffix"
-    return [Path(line.split()[0]).stem for line in read_lines(file)]
-
 # %% ../../nbs/data/34_pascal.ipynb #cbd99292
-def _find(path, holds, *below):
+def _find(path: Path, holds: str, *below: str) -> Path:
     "`path` or the first folder `below` it that `holds` something; the last of them where none does"
     places = [path, *(path/b for b in below)]
     return next((p for p in places if (p/holds).exists()), places[-1])
 
 # %% ../../nbs/data/34_pascal.ipynb #3f4aec85
-class _Devkit(SegDataset):
+class _VOCDevkit(SegDataset):
     "Pictures of a year of VOC"
-    def __init__(self, path):
+    year: str  # the folder's name: 'VOC2012'
+
+    def __init__(self, path: str | Path) -> None:
         super().__init__(path)
         self.voc = _find(self.path, 'JPEGImages', self.year, f'VOCdevkit/{self.year}')
-        self._need('images', self.voc/'JPEGImages')
+        self.require('images', self.voc/'JPEGImages')
 
-    def _paired(self, masks):
+    def _with_images(self, masks: dict[str, Path]) -> list[tuple[Path, Path]]:
         "(image, mask) for each name → mask, all of them present"
-        return [(self._need(f'image {n}', self.voc/'JPEGImages'/f'{n}.jpg'), self._need(f'mask of {n}', m)) for n, m in masks.items()]
+        return [(self.require(f'image {n}', self.voc/'JPEGImages'/f'{n}.jpg'), self.require(f'mask of {n}', m))
+                for n, m in masks.items()]
 
 # %% ../../nbs/data/34_pascal.ipynb #c5822446
 VOC_CLASS_NAMES = tuple('''background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike
@@ -51,47 +50,52 @@ def voc_palette(
     return (bits << 7 - k//3).sum(-1).astype(np.uint8)
 
 # %% ../../nbs/data/34_pascal.ipynb #aafce445
-def _sbd_labels(path):
+def _sbd_labels(path: Path) -> np.ndarray:
     "(H, W) uint8 labels of one file of SBD"
-    found = _from_mat(path, 'GTcls')
-    if 'Segmentation' not in (found.dtype.names or ()) or not found.size: raise ValueError(f'{path}: GTcls has no field Segmentation')
+    found = load_mat(path, 'GTcls')
+    if 'Segmentation' not in (found.dtype.names or ()) or not found.size:
+        raise ValueError(f'{path}: GTcls has no field Segmentation')
     return np.ascontiguousarray(as_labels(found['Segmentation'][0, 0], path))
-
-# %% ../../nbs/data/34_pascal.ipynb #a84575d0
-def _added(ds):
-    "Name → mask of what SBD adds to the pictures of a `VOC2012`"
-    png = ds.voc/'SegmentationClassAug'
-    if ds.sbd is None and png.exists(): masks = {n: png/f'{n}.png' for n in ds._list('trainaug')}
-    else:
-        sbd = _find(Path(ds.sbd or ds.path), 'cls', 'dataset', 'benchmark_RELEASE/dataset')
-        lists = [ds._need('split file of SBD', sbd/f'{s}.txt') for s in ('train', 'val')]
-        masks = {n: sbd/'cls'/f'{n}.mat' for file in lists for n in _stems(file)}
-    own = set(ds._list('trainval'))
-    return {n: m for n, m in masks.items() if n not in own}
 
 # %% ../../nbs/data/34_pascal.ipynb #8f9f0f2b
 @DATASETS.register('voc2012')
-class VOC2012(_Devkit):
+class VOC2012(_VOCDevkit):
     "PASCAL VOC 2012 as it unpacks, with SBD as 'trainaug' and 'trainvalaug'; background is a class"
-    name, year, n_labels = 'PASCAL VOC 2012', 'VOC2012', 21
-    splits, optional = ('train', 'val', 'trainval', 'trainaug', 'trainvalaug'), ('trainaug', 'trainvalaug')
-    get = ('Get VOCtrainval_11-May-2012.tar from host.robots.ox.ac.uk/pascal/VOC/voc2012, it unpacks to VOCdevkit/VOC2012; for the splits '
-           'with aug also benchmark.tgz from home.bharathh.info/pubs/codes/SBD, it unpacks to benchmark_RELEASE: beside VOCdevkit, or given as sbd.')
+    name, year = 'PASCAL VOC 2012', 'VOC2012'
+    splits = 'train', 'val', 'trainval', 'trainaug', 'trainvalaug'
+    optional_splits = 'trainaug', 'trainvalaug'
+    n_labels, info, label_map = 21, DatasetInfo('voc2012', VOC_CLASS_NAMES, voc_palette()), make_label_map(range(21))
+    how_to_get = ('Get VOCtrainval_11-May-2012.tar from host.robots.ox.ac.uk/pascal/VOC/voc2012, it unpacks to '
+                  'VOCdevkit/VOC2012; for the splits with aug also benchmark.tgz from home.bharathh.info/pubs/codes/SBD, '
+                  'it unpacks to benchmark_RELEASE: beside VOCdevkit, or given as sbd.')
 
     def __init__(self,
         path: str | Path,  # the folder VOC2012, VOCdevkit, or the one above
-        sbd: str | Path | None = None,  # the folder of SBD, or above; where not given, SegmentationClassAug in VOC2012, or SBD in `path`
-    ):
+        sbd: str | Path | None = None,  # the folder of SBD, or above; if not given, SegmentationClassAug, or SBD in `path`
+    ) -> None:
         super().__init__(path)
-        self.sbd, self.info, self.table = sbd, DatasetInfo('voc2012', VOC_CLASS_NAMES, voc_palette()), np.arange(256, dtype=np.uint8)
+        self.sbd = sbd
 
-    def _list(self, name): return _stems(self._need('split file', self.voc/'ImageSets'/'Segmentation'/f'{name}.txt'))
+    def _list(self, split: str) -> list[str]:
+        return read_stems(self.require('split file', self.voc/'ImageSets'/'Segmentation'/f'{split}.txt'))
 
-    def _labels(self, mask): return _sbd_labels(mask) if mask.suffix == '.mat' else load_mask(mask)
+    def _added(self) -> dict[str, Path]:
+        "Name → mask of what SBD adds to VOC's own pictures"
+        png = self.voc/'SegmentationClassAug'
+        if self.sbd is None and png.exists(): masks = {n: png/f'{n}.png' for n in self._list('trainaug')}
+        else:
+            sbd = _find(Path(self.sbd or self.path), 'cls', 'dataset', 'benchmark_RELEASE/dataset')
+            lists = [self.require('split file of SBD', sbd/f'{s}.txt') for s in ('train', 'val')]
+            masks = {n: sbd/'cls'/f'{n}.mat' for file in lists for n in read_stems(file)}
+        own = set(self._list('trainval'))
+        return {n: m for n, m in masks.items() if n not in own}
 
-    def _pairs(self, name):
-        masks = {n: self.voc/'SegmentationClass'/f'{n}.png' for n in self._list(name.removesuffix('aug'))}
-        return self._paired(masks | _added(self) if name.endswith('aug') else masks)
+    def list_pairs(self, split: str) -> list[tuple[Path, Path]]:
+        masks = {n: self.voc/'SegmentationClass'/f'{n}.png' for n in self._list(split.removesuffix('aug'))}
+        return self._with_images(masks | self._added() if split.endswith('aug') else masks)
+
+    def load_labels(self, mask: Path) -> np.ndarray:
+        return _sbd_labels(mask) if mask.suffix == '.mat' else load_mask(mask)
 
 # %% ../../nbs/data/34_pascal.ipynb #9e34958d
 @MINIATURES.register('voc2012')
@@ -121,55 +125,57 @@ _FROM_459 = np.zeros(460, np.uint8)  # label in the .mat files → 0 background,
 _FROM_459[list(_CONTEXT.values())] = range(1, 60)
 
 # %% ../../nbs/data/34_pascal.ipynb #dfb9ef33
-def _check_names(file):
+def _check_names(file: Path) -> None:
     "Raise `ValueError` where a list of the 459 words has others at the numbers of the 59"
     lines = read_lines(file)
-    with _reading(file, 'list of labels'): words = dict(''.join(line.split()).split(':') for line in lines)
+    with reading(file, 'list of labels'): words = dict(''.join(line.split()).split(':') for line in lines)
     for name, k in _CONTEXT.items():
         if words.get(str(k)) != name: raise ValueError(f"{file}: label {k} is '{words.get(str(k))}', expected '{name}'")
 
 # %% ../../nbs/data/34_pascal.ipynb #27ee05f9
-def _context_labels(path):
+def _context_labels(path: Path) -> np.ndarray:
     "(H, W) uint8: the labels of one .mat file, 0 for background, 1 to 59"
-    raw = _from_mat(path, 'LabelMap')
-    if raw.ndim != 2 or raw.dtype.kind not in 'iu': raise ValueError(f'{path}: expected (H, W) whole numbers, found {raw.dtype} {raw.shape}')
-    if raw.size and (raw.min() < 0 or raw.max() > 459): raise ValueError(f'{path}: labels from {raw.min()} to {raw.max()}, expected 0 to 459')
+    raw = load_mat(path, 'LabelMap')
+    if raw.ndim != 2 or raw.dtype.kind not in 'iu':
+        raise ValueError(f'{path}: expected (H, W) whole numbers, found {raw.dtype} {raw.shape}')
+    if raw.size and (raw.min() < 0 or raw.max() > 459):
+        raise ValueError(f'{path}: labels from {raw.min()} to {raw.max()}, expected 0 to 459')
     return _FROM_459[raw]
-
-# %% ../../nbs/data/34_pascal.ipynb #867a4102
-def _context_folders(ds):
-    "Folders of the masks and of the lists of a `PascalContext`"
-    if (png := ds.voc/'SegmentationClassContext').exists(): return png, ds.voc/'ImageSets'/'SegmentationContext'
-    above = ds.voc.resolve().parent
-    home = next((p for p in (ds.path, ds.voc, above, above.parent) if (p/'trainval').exists()), ds.path)
-    masks = ds._need('masks', home/'trainval')
-    if (home/'labels.txt').exists(): _check_names(home/'labels.txt')
-    return masks, ds.voc/'ImageSets'/'Main'
 
 # %% ../../nbs/data/34_pascal.ipynb #1861f08f
 @DATASETS.register('pascal_context')
-class PascalContext(_Devkit):
+class PascalContext(_VOCDevkit):
     "PASCAL Context: VOC 2010's pictures, every pixel named; 59 classes, or 60 with background"
     name, year, n_labels, splits = 'PASCAL Context', 'VOC2010', 60, ('train', 'val')
-    get = ('Get VOCtrainval_03-May-2010.tar from host.robots.ox.ac.uk/pascal/VOC/voc2010, it unpacks to VOCdevkit/VOC2010, '
-           'and trainval.tar.gz from cs.stanford.edu/~roozbeh/pascal-context, with the folder trainval: beside VOCdevkit or in VOC2010.')
+    how_to_get = ('Get VOCtrainval_03-May-2010.tar from host.robots.ox.ac.uk/pascal/VOC/voc2010, it unpacks to '
+                  'VOCdevkit/VOC2010, and trainval.tar.gz from cs.stanford.edu/~roozbeh/pascal-context, with the folder '
+                  'trainval: beside VOCdevkit or in VOC2010.')
 
     def __init__(self,
         path: str | Path,     # the folder VOC2010, VOCdevkit, or the one above
         n_classes: int = 59,  # 59: background is void; 60: it is class 0
-    ):
+    ) -> None:
         super().__init__(path)
         if n_classes not in (59, 60): raise ValueError(f'{self.name}: expected n_classes 59 or 60, found {n_classes}')
         self.info = DatasetInfo('pascal_context', ('background', *_CONTEXT)[60 - n_classes:])
-        self.table = np.full(256, IGNORE, np.uint8)
-        self.table[60 - n_classes:60] = range(n_classes)
+        self.label_map = make_label_map(range(60 - n_classes, 60))
 
-    def _labels(self, mask): return _context_labels(mask) if mask.suffix == '.mat' else load_mask(mask)
+    def _folders(self) -> tuple[Path, Path]:
+        "Those of the masks and of the lists"
+        if (png := self.voc/'SegmentationClassContext').exists(): return png, self.voc/'ImageSets'/'SegmentationContext'
+        above = self.voc.resolve().parent
+        home = next((p for p in (self.path, self.voc, above, above.parent) if (p/'trainval').exists()), self.path)
+        masks = self.require('masks', home/'trainval')
+        if (home/'labels.txt').exists(): _check_names(home/'labels.txt')
+        return masks, self.voc/'ImageSets'/'Main'
 
-    def _pairs(self, name):
-        masks, lists = _context_folders(self)
-        names = _stems(self._need('split file', lists/f'{name}.txt'))
-        return self._paired({n: masks/f'{n}{".mat" if masks.name == "trainval" else ".png"}' for n in names})
+    def list_pairs(self, split: str) -> list[tuple[Path, Path]]:
+        masks, lists = self._folders()
+        names = read_stems(self.require('split file', lists/f'{split}.txt'))
+        return self._with_images({n: masks/f'{n}{".mat" if masks.name == "trainval" else ".png"}' for n in names})
+
+    def load_labels(self, mask: Path) -> np.ndarray:
+        return _context_labels(mask) if mask.suffix == '.mat' else load_mask(mask)
 
 # %% ../../nbs/data/34_pascal.ipynb #7a8220d9
 @MINIATURES.register('pascal_context')

@@ -5,6 +5,8 @@
 # %% ../../nbs/data/44_transforms.ipynb #e9b2a749
 from __future__ import annotations
 import math
+from collections.abc import Sequence
+from typing import Any
 import numpy as np
 import torch
 from fastai.vision.core import PILBase
@@ -17,7 +19,7 @@ from ..core import IGNORE, IMAGENET_STATS
 from .dataset import as_rgb, check_mask
 
 # %% auto #0
-__all__ = ['FILL', 'PAPER_AUGMENT', 'Labels', 'Cut', 'Mirror', 'random_view', 'Augment', 'ShorterSide']
+__all__ = ['FILL', 'PAPER_AUGMENT', 'Labels', 'Cut', 'FlipPair', 'random_view', 'Augment', 'ShorterSide']
 
 # %% ../../nbs/data/44_transforms.ipynb #c8755774
 class Labels(tv_tensors.Mask): "A mask (1, H, W) that takes the label whose centre is nearest when resized"
@@ -60,18 +62,24 @@ def _box(size, degrees):
     return side(*size), side(*size[::-1])
 
 # %% ../../nbs/data/44_transforms.ipynb #63de9af4
-class Mirror(v2.RandomHorizontalFlip):
-    "Left to right with probability `p`; labels become those of the mirror. Raises `ValueError` where `mirror` is not its own inverse"
-    def __init__(self, p: float, mirror=None):
-        super().__init__(p)
-        mirror = np.asarray([] if mirror is None else mirror, int)
-        k = np.arange(len(mirror))
-        if not np.array_equal(np.sort(mirror), k) or not np.array_equal(mirror[mirror], k):
-            raise ValueError(f'mirror: expected labels 0 to {len(k) - 1} that change places in pairs or not at all, found {mirror.tolist()}')
-        self.table = torch.arange(256, dtype=torch.uint8)
-        self.table[:len(k)] = torch.from_numpy(mirror)
+class FlipPair(v2.RandomHorizontalFlip):
+    """Left to right with probability `p`; labels become those of the flipped picture
 
-    def transform(self, inpt, params):
+    Raises `ValueError` where `flip_labels` is not its own inverse"""
+    def __init__(self,
+        p: float,  # probability
+        flip_labels: Sequence[int] | np.ndarray | None = None,  # (K,) the label that each label has in a flip
+    ) -> None:
+        super().__init__(p)
+        flip_labels = np.asarray([] if flip_labels is None else flip_labels, int)
+        k = np.arange(len(flip_labels))
+        if not np.array_equal(np.sort(flip_labels), k) or not np.array_equal(flip_labels[flip_labels], k):
+            raise ValueError(f'flip_labels: expected labels 0 to {len(k) - 1} that change places in pairs or not at all, '
+                             f'found {flip_labels.tolist()}')
+        self.table = torch.arange(256, dtype=torch.uint8)
+        self.table[:len(k)] = torch.from_numpy(flip_labels)
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         out = super().transform(inpt, params)
         return tv_tensors.wrap(self.table[out.long()], like=out) if isinstance(out, Labels) else out
 
@@ -80,13 +88,14 @@ FILL = {tv_tensors.Image: [round(255*m) for m in IMAGENET_STATS[0]], Labels: IGN
 
 def random_view(
     size: tuple[int, int],  # H, W, pixels
-    scale: tuple[float, float], rotate: float, flip: float, jitter: float, mirror,  # as in `Augment`
+    scale: tuple[float, float], rotate: float, flip: float, jitter: float,
+    flip_labels: Sequence[int] | None,  # as in `Augment`
 ) -> v2.Compose:  # (`tv_tensors.Image` (3, h, w) uint8, `Labels` (1, h, w)) → the same at `size`
     "Cut, jitter, pad, tilt, trim, flip; each draws from torch's generator"
     box, fill = _box(size, rotate), dict(FILL)
     colour = [v2.ToPILImage(), v2.ColorJitter(jitter/4, jitter, jitter, jitter/10), v2.ToImage()] if jitter else []
     tilt = [v2.RandomRotation(rotate, v2.InterpolationMode.BILINEAR, fill=fill), v2.CenterCrop(size)] if rotate else []
-    return v2.Compose([Cut(box, scale), *colour, v2.RandomCrop(box, pad_if_needed=True, fill=fill), *tilt, Mirror(flip, mirror)])
+    return v2.Compose([Cut(box, scale), *colour, v2.RandomCrop(box, pad_if_needed=True, fill=fill), *tilt, FlipPair(flip, flip_labels)])
 
 # %% ../../nbs/data/44_transforms.ipynb #076c4ec9
 def _like(old, a):
@@ -122,13 +131,13 @@ class Augment(_PairTransform):
         rotate: float = 10,    # largest angle, degrees, up to 45
         flip: float = .5,      # probability of a left-right flip
         jitter: float = 0.,    # change of colours, 0 to 1
-        mirror=None,           # (K,) the label that each label has in the mirror; the same where not given
-    ):
+        flip_labels: Sequence[int] | None = None,  # (K,) the label that each label has in a flip; the same where not given
+    ) -> None:
         size = (size, size) if isinstance(size, int) else tuple(size)
         for name, ok in dict(size=len(size) == 2 and min(size) >= 1, scale=0 < scale[0] <= scale[1], rotate=0 <= rotate <= 45,
                              flip=0 <= flip <= 1, jitter=0 <= jitter <= 1).items():
             if not ok: raise ValueError(f'{name}: {locals()[name]} is out of range')
-        self.views = random_view(size, scale, rotate, flip, jitter, mirror)
+        self.views = random_view(size, scale, rotate, flip, jitter, flip_labels)
 
 # %% ../../nbs/data/44_transforms.ipynb #c0fadcb6
 PAPER_AUGMENT = dict(

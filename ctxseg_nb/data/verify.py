@@ -22,7 +22,7 @@ def _listed(ds, split):
     def need(what, path):
         if not path.exists(): missing[path] = f'no {what} at {path}'
         return path
-    walker._need = need
+    walker.require = need
     try: return walker.split(split), missing
     except (OSError, ValueError) as e: return [], missing or {split: str(e)}
 
@@ -44,11 +44,11 @@ def _inspect(ds, image, mask):
     "(kind, text) of the faults of a pair, None for what is missing, and (256,) pixels of each label of the data set"
     faults, shape, raw, pixels = [], None, None, np.zeros(256, np.uint32)
     with _noted(faults, 'unreadable'): shape = image and _shape(ds, image)
-    with _noted(faults, 'unreadable'): raw = ds._labels(mask) if mask else None
+    with _noted(faults, 'unreadable'): raw = ds.load_labels(mask) if mask else None
     if raw is None: return faults, pixels
     with _noted(faults, 'labels'):
         labels = check_mask(raw, ds.n_labels, mask)
-        np.add.at(pixels, ds.table, np.bincount(labels.ravel(), minlength=256).astype(np.uint32))
+        np.add.at(pixels, ds.label_map, np.bincount(labels.ravel(), minlength=256).astype(np.uint32))
     with _noted(faults, 'sizes'): check_mask(raw, 256, mask, shape, image)
     return faults, pixels
 
@@ -91,7 +91,7 @@ def _report(ds, split, pairs, missing, found):
         with _noted(noted, 'classes'): missing_classes(pixels[:K], pixels[IGNORE], ds.info.class_names, f'{split}: {len(seen)} masks')
     faults = {kind: [text for k, text in noted if k == kind] for kind in FAULTS}
     faults['missing'] = [*missing.values(), *faults['missing']]
-    official = getattr(ds, 'counts', {}).get(split)
+    official = ds.split_sizes.get(split)
     if pairs and official not in (None, len(pairs)): faults['number'] = [f'{split}: {len(pairs)} pictures, officially {official}']
     return SplitReport(len(pairs), official, len(seen), {k: f for k, f in faults.items() if f}, pixels[:K], pictures[:K], int(pixels[IGNORE]))
 
@@ -111,7 +111,7 @@ def check_dataset(
     unknown = [s for s in splits or () if s not in ds.splits]
     if unknown: raise ValueError(f"{ds.name}: unknown split '{unknown[0]}', expected one of {', '.join(ds.splits)}")
     listed = {s: _listed(ds, s) for s in splits or ds.splits}
-    absent = [s for s, (pairs, _) in listed.items() if not splits and s in ds.optional and not pairs]
+    absent = [s for s, (pairs, _) in listed.items() if not splits and s in ds.optional_splits and not pairs]
     listed = {s: found for s, found in listed.items() if s not in absent}
     missing = {p for _, m in listed.values() for p in m}
     todo = list(dict.fromkeys(p for pairs, _ in listed.values() for p in _some(pairs, n)))
@@ -132,10 +132,10 @@ def _lines(report, most):
         if 0 < len(never) < K: yield f'  no pixel of {len(never)} classes: {", ".join(never)}'
         for kind, found in s.faults.items():
             yield f'  {len(found)} {FAULTS[kind]}'
-            yield from (f'    {line}'.replace(f' {ds.get}', '') for line in found[:most])
+            yield from (f'    {line}'.replace(f' {ds.how_to_get}', '') for line in found[:most])
             if len(found) > most: yield f'    ... and {len(found) - most} more'
     for name in report.absent: yield f'{name}: not there, and not needed'
-    if any('missing' in s.faults for s in report.splits.values()): yield ds.get
+    if any('missing' in s.faults for s in report.splits.values()): yield ds.how_to_get
     yield f'{len(report.faults)} fault{"s"*(len(report.faults) > 1)}' if report.faults else 'OK'
 
 # %% ../../nbs/data/46_verify.ipynb #7f31b881

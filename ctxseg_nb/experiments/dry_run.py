@@ -70,7 +70,7 @@ def recipe_memory(r, n_classes): "`step_memory` of a filled recipe"; return step
 def _pictures(r, ds, real):
     "How many pictures to train on and to score on, or None"
     def count(split):
-        if not real: return getattr(ds, 'counts', {}).get(split)
+        if not real: return ds.split_sizes.get(split)
         image, mask = (pairs := ds.split(split))[0]
         check_mask(ds.read_mask(mask), ds.info.n_classes, mask, ds.read(image).shape[:2], image)
         return len(pairs)

@@ -48,7 +48,7 @@ def fingerprint(
     backbone: nn.Module,    # gives the features
 ) -> str:
     "A name for the features of a split, which changes with each of these, with the files, and with the backbone's weights and structure"
-    data = type(ds).__qualname__, ds.options, ds.table.tolist(), ds.info.class_names
+    data = type(ds).__qualname__, ds.options, ds.label_map.tolist(), ds.info.class_names
     files = [(_stamp(image), _stamp(mask)) for image, mask in ds.split(split)]
     net = checksum(backbone.state_dict(), f'{backbone.channels} {backbone.strides} {backbone!r}')
     about = hashlib.sha256(repr(('features 2', data, files, net)).encode()).hexdigest()[:16]

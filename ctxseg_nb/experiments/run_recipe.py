@@ -114,7 +114,7 @@ def recipe_dls(
     "The pictures of a recipe"
     ds = open_dataset(r.data, path, **r.data_options)
     splits = r.train if _learns(r) else r.valid, r.valid
-    augment = Augment(r.crop, r.scale, r.rotate, r.flip, r.jitter, mirror=ds.info.mirror)
+    augment = Augment(r.crop, r.scale, r.rotate, r.flip, r.jitter, flip_labels=ds.info.flip_labels)
     return dataset_dls(ds, bs=r.batch, splits=splits, augment=augment, num_workers=workers)
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #da1a2445
@@ -144,7 +144,7 @@ def _weights_of_looks(r, model, dls, out):
     some = [items[i] for i in np.linspace(0, len(items) - 1, min(_SAMPLE, len(items))).round().astype(int)]
     pairs = ((x[0], y[0]) for x, y in _plain(dls.test_dl(some, with_labels=True, bs=1)))
     how = LearnToCombine(len(r.scales)*(1 + r.mirrors), dls.info.n_classes).to(dls.device)
-    how.fit(cached_candidates(model, pairs, out/'candidates', **_looks(r, dls.info.mirror)))
+    how.fit(cached_candidates(model, pairs, out/'candidates', **_looks(r, dls.info.flip_labels)))
     return how.requires_grad_(False)
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #cec804e4
@@ -175,7 +175,7 @@ def score(
     sharpen, K, cm = _sharpener(r, model, dls, steps), dls.info.n_classes, 0
     with torch.no_grad(), eval_mode(model):
         for x, y in progress(_plain(dls.valid), 'batches scored', len(dls.valid)):
-            s, g = _scores(r, model, x, how, dls.info.mirror)
+            s, g = _scores(r, model, x, how, dls.info.flip_labels)
             s = sharpen(s, x, g)
             cm = cm + confusion_matrix(oracle_classes(s, y) if r.oracle else s, y, K)
     figures = dict(miou=mean_iou(cm, background=dls.info.background), pixel_acc=pixel_accuracy(cm), mean_acc=mean_accuracy(cm))

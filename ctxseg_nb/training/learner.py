@@ -285,7 +285,7 @@ class SegmentationLearner(Learner):
     ) -> tuple:  # probabilities (n, K, H, W), or logits where `average` says so, and masks (n, H, W), as from `get_preds`
         "Mean over scales and mirrors, each brought back onto the picture; left and right change places as the data set's `info` says"
         info = getattr(self.dls, 'info', None)
-        options = dict(mirror=info and info.mirror, fill=sums_over_positions(self.model)) | options
+        options = dict(mirror=info and info.flip_labels, fill=sums_over_positions(self.model)) | options
         if dl is None: dl = self.dls[ds_idx].new(shuffle=False, drop_last=False)
         model, self.model = self.model, _Looking(self.model, scales=scales, flip=flip, **options)
         try:
