@@ -196,7 +196,7 @@ def _leave(learn, config, out, items):
     from ctxseg_nb.evaluation.evaluator import evaluate_pictures, figures_of
     from ctxseg_nb.models.segmentor import save_model
     out, info, items, size = Path(out), learn.dls.info, iter(items), config.picture_size
-    label, shown = _labeller(learn.model, dict(stats=IMAGENET_STATS), size), list(islice(items, 6))
+    label, shown = _predictor(learn.model, dict(stats=IMAGENET_STATS), size).labels, list(islice(items, 6))
     counts = evaluate_pictures(label, chain(shown, items), info.n_classes)
     figures = {k: float(v) for k, v in figures_of(counts, info).items()}
     save_model(learn.model, out/'model', info.class_names, info.palette, size=size)
@@ -435,20 +435,18 @@ def _test_pictures(folder, names=None):
     if missing := [n for n in wanted if n not in by_name]: raise ValueError(f'{names}: {len(missing)} of {len(wanted)} pictures are not in {folder}, {missing[0]} first')
     return [by_name[n] for n in wanted]
 
-def _labeller(net, saved, size, multiscale=False, mirror=None):
-    "Picture → labels at its own size. The network sees it at `size`, or as it is; with `multiscale` at six scales and mirrored, through windows of `size`"
-    from ctxseg_nb.evaluation.evaluator import labeller
-    from ctxseg_nb.evaluation.sliding_window import SCALES, sums_over_positions
-    looks = dict(size=size)
-    if multiscale: looks = dict(base=size and max(size), scales=SCALES, flip=True, crop=size, fill=sums_over_positions(net), mirror=mirror)
-    if saved.get('fixed'): looks |= dict(crop=saved['fixed'], fill=True)
-    return labeller(net, stats=saved['stats'], **looks)
+def _predictor(net, saved, size, multiscale=False, flip_labels=None):
+    "The network sees pictures at `size`, or as they are; with `multiscale` at six scales and mirrored, through windows of `size`"
+    from ctxseg_nb.evaluation.sliding_window import Predictor
+    options = dict(zip(('mean', 'std'), saved['stats']))
+    if multiscale: return Predictor.multiscale(net, size, flip_labels=flip_labels, **options)
+    return Predictor(net, size=size, **options)
 
-def _submit(label, saved, kind, files, out):
+def _submit(predictor, saved, kind, files, out):
     from ctxseg_nb.evaluation.evaluator import SERVERS, write_submission
     if kind in SERVERS and len(saved['class_names']) != len(SERVERS[kind].ids):
         raise ValueError(f'--submission {kind}: expected a model of {len(SERVERS[kind].ids)} classes, found {len(saved["class_names"])}')
-    found = write_submission(label, files, out, kind)
+    found = write_submission(predictor.labels, files, out, kind)
     print(f'{len(found)} files of labels in {found[0].parent}')
 
 # %% ../nbs/cli.ipynb #6a9c1ce1
@@ -498,14 +496,14 @@ def _load(model, size, trust, device):
 def _label_pictures(model, size, multiscale, out, submission, pictures, names, trust, device):
     files = _test_pictures(pictures, names)
     net, saved, size = _load(model, size, trust, device)
-    _submit(_labeller(net, saved, size, multiscale), saved, submission, files, out or submission)
+    _submit(_predictor(net, saved, size, multiscale), saved, submission, files, out or submission)
 
 def _score(model, data, path, size, min_photos, multiscale, out, trust, device):
     from ctxseg_nb.evaluation.evaluator import evaluate_pictures
     net, saved, size = _load(model, size, trust, device)
     items, info = _whole_pictures(data, path, size or (96, 96), min_photos)
     _check_codes(info, saved, model, data)
-    _report(evaluate_pictures(_labeller(net, saved, size, multiscale, info.flip_labels), items, info.n_classes), info, out)
+    _report(evaluate_pictures(_predictor(net, saved, size, multiscale, info.flip_labels).labels, items, info.n_classes), info, out)
 
 def _report(counts, info, out):
     from ctxseg_nb.evaluation.evaluator import figures_of, mean_iou_of, write_report
@@ -528,7 +526,7 @@ def predict(
     from ctxseg_nb.data.dataset import load_image
     files, faults = _picture_files(images)
     net, saved, size = _load(model, size, trust, device)
-    label = _labeller(net, saved, size)
+    label = _predictor(net, saved, size).labels
     names = _free_names(files, Path(out))
     for file, name in zip(files, names):
         try: image = load_image(file)

@@ -15,7 +15,7 @@ def dls(**options): return segmentation_dls([(picture(), np.arange(72).reshape(8
                                             DatasetInfo('five', tuple('abcde')), **{'bs': 2, **options})
 def learner(**options): return segmentation_learner(dls(), **options)
 def field(**options): return DenseCRF(**{**dict(theta_alpha=8., theta_beta=5., theta_gamma=3., w_bilateral=1., w_spatial=1.), **options})
-def looks(**options): return predict_multiscale(model(), options.pop('image', r(3, 16, 16)), **{'scales': (1,), **options})
+def ask(image=None, **options): return Predictor(model(), **options)(r(3, 16, 16) if image is None else image)
 
 
 CALLS = {   # what is wrong → call, words of the error
@@ -41,7 +41,7 @@ CALLS = {   # what is wrong → call, words of the error
     'images of four channels': (lambda: model()(r(2, 4, 8, 8)), '(2, 4, 8, 8)'),
     'one image without a batch': (lambda: model()(r(3, 8, 8)), '(3, 8, 8)'),
     'images of bytes': (lambda: model()(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)), 'uint8'),
-    'no images': (lambda: labeller(model())(np.zeros((0, 0, 3), np.uint8)), '(0, 0, 3)'),
+    'no images': (lambda: Predictor(model()).labels(np.zeros((0, 0, 3), np.uint8)), '(0, 0, 3)'),
     'too few class names': (lambda: save_model(model(), '/tmp/not-written', ['a', 'b']), '5'),
     'model file that is not there': (lambda: load_model('/nowhere/model'), '/nowhere/model'),
     'exported file of an unknown kind': (lambda: load_exported('model.pickle'), '.pickle'),
@@ -110,28 +110,28 @@ CALLS = {   # what is wrong → call, words of the error
     'unknown entry of a recipe': (lambda: recipe('encnet/pascal_context/resnet50', epoch=3), 'epoch'),
     'recipe of no epoch number': (lambda: recipe('encnet/pascal_context/resnet50', epochs='many'), 'epochs'),
     # test time
-    'no scale': (lambda: looks(scales=()), 'scales'),
-    'scale 0': (lambda: looks(scales=(0,)), 'scales'),
-    'scale inf': (lambda: looks(scales=(inf,)), 'scales'),
-    'crop 0': (lambda: looks(crop=0), 'crop'),
-    'crop of three sides': (lambda: looks(crop=(8, 8, 8)), 'crop'),
-    'stride 0': (lambda: looks(stride=0), 'stride'),
-    'stride 2': (lambda: looks(stride=2), 'stride'),
-    'unknown average': (lambda: looks(average='mean'), 'prob'),
-    'no window in a batch': (lambda: looks(bs=0), 'bs'),
-    'mirror of another length': (lambda: looks(mirror=[0, 1]), 'mirror'),
-    'mirror with a label twice': (lambda: looks(mirror=[0, 1, 2, 3, 3]), 'mirror'),
-    'image of bytes': (lambda: looks(image=torch.zeros(3, 8, 8, dtype=torch.uint8)), 'uint8'),
-    'image of two channels': (lambda: looks(image=r(2, 8, 8)), '(2, 8, 8)'),
-    'image without pixels': (lambda: looks(image=r(3, 0, 8)), '(3, 0, 8)'),
-    'scores of nan': (lambda: predict_multiscale(lambda x: x*nan, r(3, 8, 8)), 'nan'),
-    'model with a number for an answer': (lambda: predict_multiscale(lambda x: x.mean(), r(3, 8, 8)), 'logits'),
-    'unknown combination': (lambda: combine(r(2, 1, K, 4, 4), 'median'), 'avgmax'),
-    'weights of another number of looks': (lambda: combine(r(2, 1, K, 4, 4), torch.ones(3, K)), '(3, 5)'),
-    'picture of floats to a labeller': (lambda: labeller(model())(np.zeros((8, 8, 3))), 'float64'),
-    'no pictures to score': (lambda: evaluate_pictures(labeller(model()), [], K), 'one picture'),
-    'mask of another size than its picture': (lambda: evaluate_pictures(labeller(model()), [(picture(), np.zeros((4, 4), np.uint8))], K), '4×4'),
-    'unknown server': (lambda: write_submission(labeller(model()), [], '/tmp/not-written', 'coco'), 'voc'),
+    'no scale': (lambda: ask(scales=()), 'scales'),
+    'scale 0': (lambda: ask(scales=(0,)), 'scales'),
+    'scale inf': (lambda: ask(scales=(inf,)), 'scales'),
+    'crop 0': (lambda: ask(crop=0), 'crop'),
+    'crop of three sides': (lambda: ask(crop=(8, 8, 8)), 'crop'),
+    'stride 0': (lambda: ask(stride=0), 'stride'),
+    'stride 2': (lambda: ask(stride=2), 'stride'),
+    'unknown average': (lambda: ask(average='mean'), 'prob'),
+    'no window in a batch': (lambda: ask(batch_size=0), 'batch_size'),
+    'mirror of another length': (lambda: ask(flip_labels=[0, 1]), 'flip_labels'),
+    'mirror with a label twice': (lambda: ask(flip_labels=[0, 1, 2, 3, 3]), 'flip_labels'),
+    'image of bytes': (lambda: ask(image=torch.zeros(3, 8, 8, dtype=torch.uint8)), 'uint8'),
+    'image of two channels': (lambda: ask(image=r(2, 8, 8)), '(2, 8, 8)'),
+    'image without pixels': (lambda: ask(image=r(3, 0, 8)), '(3, 0, 8)'),
+    'scores of nan': (lambda: Predictor(lambda x: x*nan)(r(3, 8, 8)), 'nan'),
+    'model with a number for an answer': (lambda: Predictor(lambda x: x.mean())(r(3, 8, 8)), 'logits'),
+    'unknown combination': (lambda: ensemble(r(2, 1, K, 4, 4), 'median'), 'avgmax'),
+    'weights of another number of views': (lambda: ensemble(r(2, 1, K, 4, 4), torch.ones(3, K)), '(3, 5)'),
+    'picture of floats to a predictor': (lambda: Predictor(model()).labels(np.zeros((8, 8, 3))), 'float64'),
+    'no pictures to score': (lambda: evaluate_pictures(Predictor(model()).labels, [], K), 'one picture'),
+    'mask of another size than its picture': (lambda: evaluate_pictures(Predictor(model()).labels, [(picture(), np.zeros((4, 4), np.uint8))], K), '4×4'),
+    'unknown server': (lambda: write_submission(Predictor(model()).labels, [], '/tmp/not-written', 'coco'), 'voc'),
     # random fields
     'reach 0': (lambda: field(theta_alpha=0.), 'theta_alpha'),
     'reach nan': (lambda: field(theta_beta=nan), 'theta_beta'),

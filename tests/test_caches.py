@@ -1,4 +1,4 @@
-"What is kept for later: features, results, candidates and scenes that are those of these files, and are written whole and once."
+"What is kept for later: features, results, predictions and scenes that are those of these files, and are written whole and once."
 import copy, os, pickle, subprocess, sys, threading, time
 from dataclasses import replace
 import numpy as np, pytest, torch
@@ -11,7 +11,8 @@ from ctxseg_nb.core import IGNORE, DatasetInfo
 from ctxseg_nb.data.dataloaders import scenes_dls
 from ctxseg_nb.data.dataset import DATASETS, open_dataset
 from ctxseg_nb.testing.miniatures import little_picture, make_miniature
-from ctxseg_nb.evaluation.tta import cached_candidates
+from ctxseg_nb.evaluation.sliding_window import Predictor
+from ctxseg_nb.evaluation.tta import cached_predictions
 from ctxseg_nb.models.backbones import create_backbone
 from ctxseg_nb.models.segmentor import create_model
 
@@ -111,30 +112,33 @@ def test_damaged_features_are_named(lip, which, how, tmp_path):
     with pytest.raises(ValueError, match='damaged.*delete lip20-train'): frozen_features(lip, 'train', SIZE, net, tmp_path/'f')
 
 
-# ---- candidates
+# ---- predictions of several views
+
+
+def six(net, **options): return Predictor(net, (1.2, 1., .8), flip=True, **options)
 
 def pictures(n=2, K=3): return [(torch.rand(3, 8, 12), torch.randint(0, K, (8, 12))) for _ in range(n)]
 
 
-def test_candidates_know_the_mirror_table(tmp_path):
+def test_predictions_know_the_labels_in_the_mirror(tmp_path):
     net, pairs = create_model('fcn', 3, backbone_options=dict(width=4)).eval(), pictures()
-    plain = cached_candidates(net, pairs, tmp_path/'c')[0][0]
-    with pytest.raises(ValueError, match='000000.safetensors: expected candidates with'):
-        cached_candidates(net, pairs, tmp_path/'c', mirror=[0, 2, 1])
-    turned = cached_candidates(net, pairs, tmp_path/'d', mirror=[0, 2, 1])[0][0]
+    plain = cached_predictions(six(net), pairs, tmp_path/'c')[0][0]
+    with pytest.raises(ValueError, match='000000.safetensors: expected predictions with'):
+        cached_predictions(six(net, flip_labels=[0, 2, 1]), pairs, tmp_path/'c')
+    turned = cached_predictions(six(net, flip_labels=[0, 2, 1]), pairs, tmp_path/'d')[0][0]
     assert torch.equal(turned[0], plain[0]) and not torch.equal(turned[1], plain[1])   # the picture; its mirror image
 
 
-def test_candidates_know_the_structure(tmp_path):
+def test_predictions_know_the_structure(tmp_path):
     "Networks of other strides have the same weights, and no name of their options where they are not made by name"
     pairs = pictures()
     nets = [nn.Conv2d(3, 3, 3, padding=d, dilation=d) for d in (1, 2)]
     nets[1].load_state_dict(nets[0].state_dict())
-    cached_candidates(nets[0], pairs, tmp_path/'c')
-    with pytest.raises(ValueError, match='expected candidates with model'): cached_candidates(nets[1], pairs, tmp_path/'c')
+    cached_predictions(six(nets[0]), pairs, tmp_path/'c')
+    with pytest.raises(ValueError, match='expected predictions with model'): cached_predictions(six(nets[1]), pairs, tmp_path/'c')
 
 
-def test_candidates_are_computed_once_by_two_writers(tmp_path):
+def test_predictions_are_computed_once_by_two_writers(tmp_path):
     class Slow(nn.Conv2d):
         calls = 0
         def forward(self, x):
@@ -142,7 +146,7 @@ def test_candidates_are_computed_once_by_two_writers(tmp_path):
             time.sleep(.02)
             return super().forward(x)
     net, pairs = Slow(3, 3, 1), pictures(3)
-    threads = [threading.Thread(target=cached_candidates, args=(net, pairs, tmp_path/'c', (1.,), False)) for _ in range(2)]
+    threads = [threading.Thread(target=cached_predictions, args=(Predictor(net), pairs, tmp_path/'c')) for _ in range(2)]
     for t in threads: t.start()
     for t in threads: t.join()
     assert Slow.calls == 3

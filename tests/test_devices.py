@@ -8,9 +8,9 @@ from ctxseg_nb.crf.guided import GuidanceCRF, guided_filter
 from ctxseg_nb.experiments.suites import Tint
 from ctxseg_nb.experiments.frozen_features import OnFeatures, presence_scores, score_features
 from ctxseg_nb.experiments.crf_ablation import DENSE, after_dense
-from ctxseg_nb.evaluation.tta import LearnToCombine, candidates
-from ctxseg_nb.evaluation.evaluator import image_counts, labeller
-from ctxseg_nb.evaluation.sliding_window import predict_multiscale
+from ctxseg_nb.evaluation.tta import LearnedEnsemble, tta_predictions
+from ctxseg_nb.evaluation.evaluator import image_counts
+from ctxseg_nb.evaluation.sliding_window import Predictor
 from ctxseg_nb.models.deepcrf import deepcrf
 from ctxseg_nb.models.class_guidance import WithField, oracle_classes
 from ctxseg_nb.models.segmentor import create_model, MODELS, tell_progress
@@ -97,18 +97,18 @@ def test_models_and_their_losses(name, aux):
 
 
 @pytest.mark.parametrize('name', MODELS)
-def test_many_looks(name):
+def test_many_views(name):
     model = there(create_model(name, K).eval())
     with SecondDevice():
-        x, how = images(20, 27), dict(scales=(.5, 1.5), mirror=(1, 0, 2, 3), crop=16, fill=True)
-        assert is_elsewhere(predict_multiscale(model, x, **how))
-        scores, presence = candidates(model, x, **how)
+        x, how = images(20, 27), dict(scales=(.5, 1.5), flip_labels=(1, 0, 2, 3), crop=16, fill=True)
+        assert is_elsewhere(Predictor(model, flip=True, **how)(x))
+        scores, presence = tta_predictions(Predictor(model, flip=True, **how), x)
         assert is_elsewhere(scores) and (presence is None or is_elsewhere(presence))
-        assert labeller(model)(np.zeros((9, 12, 3), np.uint8)).shape == (9, 12)
+        assert Predictor(model).labels(np.zeros((9, 12, 3), np.uint8)).shape == (9, 12)
 
 
-def test_weights_of_looks():
-    how = there(LearnToCombine(2, K))
+def test_weights_of_views():
+    how = there(LearnedEnsemble(2, K))
     with SecondDevice():
         scores, y = there(torch.randn(2, 1, K, 5, 6).log_softmax(2)), there(torch.randint(K, (1, 5, 6)))
         assert is_elsewhere(how(scores))

@@ -10,9 +10,9 @@ from ctxseg_nb.core import IGNORE, IMAGENET_STATS, DatasetInfo, labels_of
 from ctxseg_nb.data.dataloaders import dataset_dls, segmentation_dls
 from ctxseg_nb.data.dataset import DATASETS, open_dataset
 from ctxseg_nb.testing.miniatures import little_mask, make_miniature
-from ctxseg_nb.evaluation.tta import candidates
-from ctxseg_nb.evaluation.evaluator import evaluate_pictures, figures_of, image_counts, labeller, mean_iou_of, read_split, write_report
-from ctxseg_nb.evaluation.sliding_window import predict_looks, predict_multiscale, sums_over_positions
+from ctxseg_nb.evaluation.tta import tta_predictions
+from ctxseg_nb.evaluation.evaluator import evaluate_pictures, figures_of, image_counts, mean_iou_of, read_split, write_report
+from ctxseg_nb.evaluation.sliding_window import Predictor, needs_full_windows
 from ctxseg_nb.models.segmentor import create_model, MODELS
 from ctxseg_nb.experiments.run_recipe import follow, recipe_dls, score
 from ctxseg_nb.training.learner import SegmentationLearner, segmentation_learner
@@ -85,9 +85,9 @@ def test_recipes_fill_windows_to_the_size_of_training(tmp_path):
 
 
 def test_models_that_sum_over_positions():
-    sums = {name for name in MODELS if sums_over_positions(create_model(name, 5))}
+    sums = {name for name in MODELS if needs_full_windows(create_model(name, 5))}
     assert 'encnet' in sums and not sums & {'fcn', 'gap', 'pspnet', 'deeplabv3', 'cfnet', 'mcibi'}
-    assert sums_over_positions(create_model('cfnet', 5, encoding=True))
+    assert needs_full_windows(create_model('cfnet', 5, encoding=True))
 
 
 def test_learner_turns_mirrored_predictions_back(arms):
@@ -111,16 +111,16 @@ def test_tta_of_pictures_of_different_sizes_and_without_masks(arms):
     with learn.no_bar(): assert learn.tta(dl=dls.test_dl([pairs[0][0]], bs=1))[0].shape == (1, 2, 20, 30)
 
 
-def test_looks_together_and_apart_are_the_same():
+def test_views_together_and_apart_are_the_same():
     net, x = create_model('encnet', 3).eval(), torch.randn(2, 3, 20, 27)
-    how = dict(scales=(.5, 1.3), crop=16, stride=.5, fill=True, mirror=[1, 0, 2], size=18)
-    apart, presence = predict_looks(net, x, apart=True, average='logit', **how)
-    together, mean_presence = predict_looks(net, x, average='logit', **how)
+    how = dict(scales=(.5, 1.3), crop=16, stride=.5, fill=True, flip_labels=[1, 0, 2], size=18)
+    apart, presence = Predictor(net, flip=True, average='logit', **how).predict(x, separate=True)
+    together, mean_presence = Predictor(net, flip=True, average='logit', **how).predict(x)
     assert apart.shape == (4, 2, 3, 20, 27) and presence.shape == (4, 2, 3)
     torch.testing.assert_close(apart.mean(0, keepdim=True), together, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(presence.mean(0, keepdim=True), mean_presence)
-    torch.testing.assert_close(candidates(net, x, **how)[0], apart.log_softmax(2), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(predict_multiscale(net, x, average='logit', **how), together[0])
+    torch.testing.assert_close(tta_predictions(Predictor(net, flip=True, **how), x)[0], apart.log_softmax(2), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(Predictor(net, flip=True, average='logit', **how)(x), together[0])
 
 
 # one meaning of miou, on a data set with background
@@ -134,8 +134,8 @@ def test_miou_means_one_thing(tmp_path):
     dls = segmentation_dls(pairs, pairs, PETS, bs=1, val_bs=1, device='cpu')
     learn = segmentation_learner(dls, 'fcn')
     with learn.no_bar(): of_learner = learn.validate()[[m.name for m in learn.metrics].index('miou') + 1]
-    counts = evaluate_pictures(labeller(learn.model), pairs, 3)
-    table = sum(confusion_matrix(torch.as_tensor(labeller(learn.model)(im).astype(int))[None], torch.as_tensor(m.astype(int))[None], 3) for im, m in pairs)
+    counts = evaluate_pictures(Predictor(learn.model).labels, pairs, 3)
+    table = sum(confusion_matrix(torch.as_tensor(Predictor(learn.model).labels(im).astype(int))[None], torch.as_tensor(m.astype(int))[None], 3) for im, m in pairs)
     r = filled(recipe('encnet/pascal_context/resnet50', windows=False))
     found = dict(figures_of=figures_of(counts, PETS)['miou'], mean_iou_of=mean_iou_of(counts.sum(0), background=0), mean_iou=mean_iou(table, background=0).item(),
                  recipe=score(r, learn.model, dls, tmp_path)[0]['miou'], report=write_report(counts, PETS, tmp_path)['figures']['miou'])
@@ -151,10 +151,10 @@ def test_scores_that_are_not_finite_are_refused(bad):
     scores, target = torch.randn(1, 3, 4, 5), torch.zeros(1, 4, 5, dtype=torch.long)
     scores[0, 1, 2, 3] = bad
     for refuses in (lambda: confusion_matrix(scores, target, 3), lambda: labels_of(scores), lambda: reliability(scores.softmax(1), target),
-                    lambda: predict_multiscale(lambda x: scores, torch.zeros(3, 4, 5), (1,), flip=False),
-                    lambda: predict_multiscale(lambda x: scores, torch.zeros(3, 4, 5), (1,), flip=False, average='logit'),
-                    lambda: candidates(lambda x: scores, torch.zeros(3, 4, 5), (1,), flip=False),
-                    lambda: labeller(lambda x: scores)(np.zeros((4, 5, 3), np.uint8))):
+                    lambda: Predictor(lambda x: scores)(torch.zeros(3, 4, 5)),
+                    lambda: Predictor(lambda x: scores, average='logit')(torch.zeros(3, 4, 5)),
+                    lambda: tta_predictions(Predictor(lambda x: scores), torch.zeros(3, 4, 5)),
+                    lambda: Predictor(lambda x: scores).labels(np.zeros((4, 5, 3), np.uint8))):
         with pytest.raises(ValueError, match='expected (finite|probabilities)'): refuses()
 
 
@@ -164,7 +164,7 @@ def test_struck_out_classes_are_allowed():
     target = scores.argmax(1)
     assert confusion_matrix(scores, target, 3).diagonal().sum() == 20
     assert calibration_error(reliability(scores.softmax(1), target)).isfinite()
-    assert labeller(lambda x: scores)(np.zeros((4, 5, 3), np.uint8)).tolist() == target[0].tolist()
+    assert Predictor(lambda x: scores).labels(np.zeros((4, 5, 3), np.uint8)).tolist() == target[0].tolist()
     with pytest.raises(ValueError, match='found 20 of 20 places'): confusion_matrix(torch.full_like(scores, -torch.inf), target, 3)
 
 
@@ -257,6 +257,6 @@ def test_normalisation_of_the_model_file(trained, tmp_path):
     from ctxseg_nb.models.segmentor import load_model
     tmp, seen = trained[0], []
     net, info = load_model(tmp/'run'/'model')
-    label = cli._labeller(lambda x: seen.append(x) or torch.zeros(1, 11, *x.shape[2:]), info | dict(stats=([.5]*3, [.25]*3)), (8, 8))
-    label(np.full((20, 30, 3), 255, np.uint8))
+    net = lambda x: seen.append(x) or torch.zeros(1, 11, *x.shape[2:])
+    cli._predictor(net, info | dict(stats=([.5]*3, [.25]*3)), (8, 8)).labels(np.full((20, 30, 3), 255, np.uint8))
     torch.testing.assert_close(seen[0], torch.full((1, 3, 8, 8), 2.))

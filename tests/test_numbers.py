@@ -7,7 +7,7 @@ from ctxseg_nb.crf import guided
 from ctxseg_nb.crf.dense import DenseCRF
 from ctxseg_nb.crf.graph import exact_crf, mean_field, pair_nll, piecewise_nll, range_box_edges
 from ctxseg_nb.crf.guided import GuidanceCRF, GuidedKernel, guided_filter
-from ctxseg_nb.evaluation.evaluator import labeller
+from ctxseg_nb.evaluation.sliding_window import Predictor
 from ctxseg_nb.models.encnet import SELoss, assign, encode, presence_target
 from ctxseg_nb.models.class_guidance import only_classes
 from ctxseg_nb.models.refinement import WithScores, refined
@@ -211,7 +211,7 @@ TOO_MANY = dict(
     matrix=lambda: confusion_matrix(torch.zeros(1, 2, 2, dtype=torch.long), torch.zeros(1, 2, 2, dtype=torch.long), 256),
     pairs=lambda: pair_nll(torch.zeros(1, 256, 256), torch.zeros(2, dtype=torch.long), torch.tensor([[0], [1]]), 256),
     guidance=lambda: GuidanceCRF(1).piecewise_loss(torch.zeros(1, 256, 2, 2), torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long)),
-    labels=lambda: labeller(lambda x: torch.zeros(len(x), 300, *x.shape[2:]))(np.zeros((4, 4, 3), np.uint8)),
+    labels=lambda: Predictor(lambda x: torch.zeros(len(x), 300, *x.shape[2:])).labels(np.zeros((4, 4, 3), np.uint8)),
     ) | {f'model {name}': lambda name=name: create_model(name, 256) for name in MODELS}
 
 

@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from ..core import IGNORE, IMAGENET_STATS, DatasetInfo, atomic_write, check_labels, check_n_classes, tune_malloc, labels_of, progress, write_figure, write_json
+from ..core import IGNORE, DatasetInfo, atomic_write, check_labels, progress, write_figure, write_json
 from ..data.dataset import check_mask, load_image, load_mask
 from ..data.pascal import voc_palette
-from .sliding_window import predict_multiscale
 
 # %% auto #0
-__all__ = ['SERVERS', 'image_counts', 'mean_iou_of', 'figures_of', 'labeller', 'evaluate_pictures', 'read_split', 'class_table',
+__all__ = ['SERVERS', 'image_counts', 'mean_iou_of', 'figures_of', 'evaluate_pictures', 'read_split', 'class_table',
            'plot_classes', 'write_report', 'Server', 'write_submission']
 
 # %% ../../nbs/evaluation/53_evaluator.ipynb #c1ae847c
@@ -58,40 +57,9 @@ def figures_of(
     if info.background is not None: figures['miou_with_background'] = mean_iou_of(total)
     return figures | {name: mean_iou_of(total, labels) for name, labels in info.groups.items() if total[list(labels)].any()}
 
-# %% ../../nbs/evaluation/53_evaluator.ipynb #7f8e31d6
-def _as_input(picture, stats):
-    "(3, H, W) float32, normalised. Raises `ValueError` for what is not (H, W, 3) uint8"
-    if getattr(picture, 'dtype', None) != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size: raise ValueError(
-        f'picture: expected an array (H, W, 3) of uint8, found {type(picture).__name__} {getattr(picture, "shape", "")} of {getattr(picture, "dtype", None)}')
-    mean, std = (torch.tensor(s).view(3, 1, 1) for s in stats)
-    return (torch.from_numpy(picture.copy()).permute(2, 0, 1).float()/255 - mean)/std
-
-def _device(model):
-    "Where the model's parameters are; the CPU for what has none"
-    return next((p.device for p in getattr(model, 'parameters', list)()), torch.device('cpu'))
-
-# %% ../../nbs/evaluation/53_evaluator.ipynb #414533e8
-def labeller(
-    model,               # images (B, 3, h, w) → logits (B, K, h, w), K up to 255
-    base: int | None = None,  # length of the picture's long side at scale 1, pixels; as `size` says, or as it is, where not given
-    scales=(1,),         # factors of that
-    flip: bool = False,  # also the mirror at every scale?
-    stats=IMAGENET_STATS,  # mean and standard deviation of the pictures in training
-    **options,           # to `predict_multiscale`: `size`, `crop`, `stride`, `average`, `fill`, `bs`, `mirror`
-) -> Callable:  # picture (H, W, 3) uint8 → labels (H, W) uint8
-    "What a model says about pictures of any size. Raises `ValueError` for scores that are not finite. Freed memory stays with the process (`tune_malloc`)"
-    if base and options.get('size'): raise ValueError(f'base and size: expected one of them, found {base} and {options["size"]}')
-    tune_malloc()
-    def label(picture):
-        x, by = _as_input(picture, stats).to(_device(model)), base/max(picture.shape[:2]) if base else 1
-        scores = predict_multiscale(model, x, [s*by for s in scales], flip=flip, **options)
-        check_n_classes(scores.shape[1], 'model')
-        return labels_of(scores)[0].byte().cpu().numpy()
-    return label
-
 # %% ../../nbs/evaluation/53_evaluator.ipynb #79c7589c
 def evaluate_pictures(
-    label: Callable,  # picture (H, W, 3) uint8 → labels (H, W), as from `labeller`
+    label: Callable,  # picture (H, W, 3) uint8 → labels (H, W), `Predictor.labels` say
     items: Iterable,  # of (picture (H, W, 3) uint8, mask (H, W) uint8), each of its own size
     n_classes: int,   # K
 ) -> np.ndarray:  # (n, K, 3): pixels right, predicted, true
@@ -210,7 +178,7 @@ def _write_labels(file, labels, palette):
 
 # %% ../../nbs/evaluation/53_evaluator.ipynb #483c9da4
 def write_submission(
-    label: Callable,     # picture (H, W, 3) uint8 → labels (H, W) of the data set's info, as from `labeller`
+    label: Callable,     # picture (H, W, 3) uint8 → labels (H, W) of the data set's info, `Predictor.labels` say
     pictures: Iterable,  # files of the test pictures
     folder: str | Path,  # for the answers
     kind: str,           # one of `SERVERS`: 'voc', 'ade20k' or 'cityscapes'

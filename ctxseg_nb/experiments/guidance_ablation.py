@@ -16,29 +16,30 @@ from ..core import plain
 from ..crf.guided import GuidanceCRF
 from ..data.dataloaders import dataset_dls, scenes_dls
 from ..data.dataset import open_dataset
-from ..evaluation.tta import LearnToCombine, candidates, combine
+from ..evaluation.sliding_window import Predictor
+from ..evaluation.tta import TTA_SCALES, LearnedEnsemble, ensemble, tta_predictions
 from ..models.encnet import presence_target
 from ..models.class_guidance import WithField, only_classes, oracle_classes, scored
 from ..models.segmentor import create_model
 
 # %% auto #0
-__all__ = ['Looks', 'fielded', 'looking', 'rungs', 'variants', 'presence_of', 'two_stages', 'climb', 'ladder_arm',
+__all__ = ['TTAModel', 'fielded', 'learned_tta', 'rungs', 'variants', 'presence_of', 'two_stages', 'climb', 'ladder_arm',
            'photos_ladder_arm']
 
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #757ab8ca
-class Looks(nn.Module):
-    "A model seen from several sides: images (B, 3, H, W) → combined scores (B, K, H, W)"
+class TTAModel(nn.Module):
+    "A model that sees three scales and their mirror images: images (B, 3, H, W) → scores (B, K, H, W) of the ensemble"
     loss_parts = ()
     def __init__(self,
         model: nn.Module,  # with `outputs`
-        how,               # candidates (n, B, K, H, W) → scores (B, K, H, W)
+        how,               # scores of the views (n, B, K, H, W) → scores (B, K, H, W)
     ):
         super().__init__()
         self.model, self.how = model, how
 
     def outputs(self, x):
-        s, g = candidates(self.model, x)
-        return {'logits': self.how(s), 'presence': combine(g)}
+        s, g = tta_predictions(Predictor(self.model, TTA_SCALES, flip=True), x)
+        return {'logits': self.how(s), 'presence': ensemble(g)}
 
     def forward(self, x): return self.outputs(x)['logits']
 
@@ -50,16 +51,17 @@ def fielded(model, batches, form, learns=True, end_to_end=False, radius=8):
     field.fit(batches, end_to_end)
     return WithField(model, field).eval()
 
-def looking(net, batches, over):
-    "Its six looks, combined with weights that are learnt on `batches`"
-    pairs = [(candidates(net, plain(x))[0], plain(y)) for x, y in batches]
-    how = LearnToCombine(6, pairs[0][0].shape[2], over).to(pairs[0][0].device)
+def learned_tta(net, batches, over):
+    "Its six views, with weights that are learnt on `batches`"
+    six = Predictor(net, TTA_SCALES, flip=True)
+    pairs = [(tta_predictions(six, plain(x))[0], plain(y)) for x, y in batches]
+    how = LearnedEnsemble(6, pairs[0][0].shape[2], over).to(pairs[0][0].device)
     how.fit(pairs)
-    return Looks(net, how)
+    return TTAModel(net, how)
 
 def rungs(net, batches):
     "Those of table 3 above the branch, fitted to `batches` of images and masks: models by name"
-    learnt = looking(net, batches, 'candidates')
+    learnt = learned_tta(net, batches, 'views')
     return dict(pairwise=fielded(net, scored(net, batches), 'pairwise'), learnt_candidates=learnt, all=fielded(learnt, scored(learnt, batches), 'pairwise'))
 
 def variants(net, batches):
@@ -67,7 +69,8 @@ def variants(net, batches):
     seen = scored(net, batches)
     fields = dict(potts=fielded(net, seen, 'printed', False), printed=fielded(net, seen, 'printed'))
     fields |= {f'{form}_end_to_end': fielded(net, seen[:1], form, end_to_end=True) for form in ('printed', 'pairwise')}
-    return fields | {name: Looks(net, partial(combine, how=name)) for name in ('avg', 'max', 'avgmax')} | dict(learnt_avgmax=looking(net, batches, 'avgmax'))
+    fixed = {name: TTAModel(net, partial(ensemble, how=name)) for name in ('avg', 'max', 'avgmax')}
+    return fields | fixed | dict(learnt_avgmax=learned_tta(net, batches, 'avgmax'))
 
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #2ee4da9f
 @torch.no_grad()
@@ -122,7 +125,7 @@ def photos_ladder_arm(seed, path, weights, data, size, bs, min_photos, n_more, h
     return figures | climb(net, fcn, rungs(net, list(more.train)), dls), counts
 
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #d4980900
-register_experiment(Experiment('guidance', 'Class guidance on the embedded scenes: classification branch, field, six looks, two stages, and the classes given away', ladder_arm,
+register_experiment(Experiment('guidance', 'Class guidance on the embedded scenes: classification branch, field, six views, two stages, and the classes given away', ladder_arm,
     dict(fcn=dict(model='fcn'), guided=dict(model='guided', rate=1, n_more=48)), SCENES))
 register_experiment(Experiment('ccp-ladder', 'Class guidance on frozen SqueezeNet features of Clothing Co-Parsing: all rungs', photos_ladder_arm,
     dict(guided=dict(head=GUIDED_HEAD)), dict(data='ccp', size=[304, 200], min_photos=35, bs=4, n_more=12, epochs=10, lr=2e-3), needs=PHOTOS));

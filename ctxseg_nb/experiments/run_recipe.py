@@ -12,7 +12,8 @@ from fastai.vision.all import *
 from safetensors.torch import save
 
 # %% auto #0
-__all__ = ['PHOTO_CRF', 'FIGURES', 'backbone_options', 'recipe_model', 'begin_with', 'StopAfter', 'recipe_dls', 'score', 'follow']
+__all__ = ['PHOTO_CRF', 'FIGURES', 'backbone_options', 'recipe_model', 'begin_with', 'StopAfter', 'recipe_dls',
+           'recipe_predictor', 'score', 'follow']
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #08fffaf0
 from ..core import IMAGENET_STATS, atomic_write, progress, write_json
@@ -21,8 +22,8 @@ from ..crf.guided import GuidanceCRF
 from ..data.dataloaders import dataset_dls
 from ..data.dataset import open_dataset
 from ..data.transforms import Augment
-from ..evaluation.tta import LearnToCombine, cached_candidates, candidates, combine
-from ..evaluation.sliding_window import eval_mode, predict_looks
+from ..evaluation.tta import LearnedEnsemble, cached_predictions, ensemble, tta_predictions
+from ..evaluation.sliding_window import Predictor, eval_mode
 from ..models.backbones import BACKBONES, backbone_weights, create_backbone, load_tensors, read_tensors
 from ..models.deepcrf import deepcrf
 
@@ -118,33 +119,38 @@ def recipe_dls(
     return dataset_dls(ds, bs=r.batch, splits=splits, augment=augment, num_workers=workers)
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #da1a2445
-def _looks(r, mirror):
-    "How a recipe looks at any picture, as options of `predict_looks` and `candidates`"
-    return dict(scales=r.scales, flip=r.mirrors, size=r.side, crop=r.crop if r.windows else None, fill=r.windows, mirror=mirror)
+def recipe_predictor(
+    r: Recipe,         # filled
+    model: nn.Module,
+    flip_labels: tuple[int, ...] | None = None,  # of the data set
+) -> Predictor:
+    "How a recipe asks a network about pictures"
+    return Predictor(model, r.scales, r.mirrors, size=r.side, crop=r.crop if r.windows else None, fill=r.windows,
+                     average='prob' if r.combine == 'prob' else 'logit', flip_labels=flip_labels)
 
-def _scores(r, model, x, how, mirror=None):
-    "Scores (1, K, H, W) of a picture (1, 3, H, W), and of the classes' presence (1, K) or None"
+def _scores(r, predictor, x, how):
+    "Scores (1, K, H, W) of a picture (1, 3, H, W), and class logits (1, K) or None"
     if r.combine in ('prob', 'logit'):
-        s, g = predict_looks(model, x, average=r.combine, **_looks(r, mirror))
+        s, g = predictor.predict(x)
         s = s[0] if r.combine == 'logit' else s[0].clamp(min=1e-30).log()
     else:
-        s, g = candidates(model, x, **_looks(r, mirror))
-        s = how(s) if callable(how) else combine(s, how)
-    return s, None if g is None else combine(g)
+        s, g = tta_predictions(predictor, x)
+        s = how(s) if callable(how) else ensemble(s, how)
+    return s, None if g is None else ensemble(g)
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #20543fb2
 PHOTO_CRF = dict(theta_alpha=80., theta_beta=13., theta_gamma=3., w_bilateral=10., w_spatial=3.)  # of Krähenbühl & Koltun's example
-_SAMPLE = 200  # training pictures on which weights of looks are learnt
+_SAMPLE = 200  # training pictures on which weights of the ensemble are learnt
 
 def _plain(batches): return ((x.as_subclass(torch.Tensor), y.as_subclass(torch.Tensor)) for x, y in batches)
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #7d219037
-def _weights_of_looks(r, model, dls, out):
+def _ensemble_weights(r, predictor, dls, out):
     items = dls.train_ds.items
     some = [items[i] for i in np.linspace(0, len(items) - 1, min(_SAMPLE, len(items))).round().astype(int)]
     pairs = ((x[0], y[0]) for x, y in _plain(dls.test_dl(some, with_labels=True, bs=1)))
-    how = LearnToCombine(len(r.scales)*(1 + r.mirrors), dls.info.n_classes).to(dls.device)
-    how.fit(cached_candidates(model, pairs, out/'candidates', **_looks(r, dls.info.flip_labels)))
+    how = LearnedEnsemble(predictor.n_views, dls.info.n_classes).to(dls.device)
+    how.fit(cached_predictions(predictor, pairs, out/'predictions'))
     return how.requires_grad_(False)
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #cec804e4
@@ -171,11 +177,12 @@ def score(
 ) -> tuple[dict, dict]:  # figures; numbers that were learnt for scoring
     "Score a network on the validation pictures as the recipe does"
     model.to(dls.device)
-    how = _weights_of_looks(r, model, dls, Path(out)) if r.combine == 'learnt' else r.combine
+    predictor = recipe_predictor(r, model, dls.info.flip_labels)
+    how = _ensemble_weights(r, predictor, dls, Path(out)) if r.combine == 'learnt' else r.combine
     sharpen, K, cm = _sharpener(r, model, dls, steps), dls.info.n_classes, 0
     with torch.no_grad(), eval_mode(model):
         for x, y in progress(_plain(dls.valid), 'batches scored', len(dls.valid)):
-            s, g = _scores(r, model, x, how, dls.info.flip_labels)
+            s, g = _scores(r, predictor, x, how)
             s = sharpen(s, x, g)
             cm = cm + confusion_matrix(oracle_classes(s, y) if r.oracle else s, y, K)
     figures = dict(miou=mean_iou(cm, background=dls.info.background), pixel_acc=pixel_accuracy(cm), mean_acc=mean_accuracy(cm))

@@ -4,7 +4,6 @@
 
 # %% ../../nbs/experiments/21_suites.ipynb #b5a3c85a
 from __future__ import annotations
-from functools import partial
 import numpy as np
 import torch
 from torch import nn
@@ -16,7 +15,7 @@ from ..core import IMAGENET_STATS, labels_of, progress
 from ..data.dataloaders import dataset_dls, scenes_dls
 from ..data.dataset import open_dataset
 from ..evaluation.evaluator import figures_of
-from ..evaluation.sliding_window import predict_multiscale
+from ..evaluation.sliding_window import SCALES, Predictor
 from ..models.segmentor import create_model
 from ..training.learner import StepProgress, segmentation_learner
 
@@ -31,10 +30,11 @@ __all__ = ['CONTROLS', 'SCENES', 'GUIDED_HEAD', 'PHOTOS', 'HOST_HEADS', 'MCIBI',
 def count_validation(
     model,  # a `Segmentor`
     dls,    # `DataLoaders` with `info`
-    **multiscale,  # to `predict_multiscale`; one plain forward pass where nothing is given
+    **multiscale,  # of a `Predictor`; one plain forward pass where nothing is given
 ) -> np.ndarray:  # (n, K, 3)
     "Pixels right, predicted and true of every validation picture"
-    predict = partial(predict_multiscale, model.eval(), **multiscale) if multiscale else model.eval()
+    many = dict(scales=SCALES, flip=True, fill=False) | multiscale
+    predict = Predictor(model.eval(), **many) if multiscale else model.eval()
     batches = ((x.as_subclass(torch.Tensor), y.as_subclass(torch.Tensor)) for x, y in progress(dls.valid, 'batches scored'))
     return torch.cat([image_counts(labels_of(predict(x)), y, dls.info.n_classes) for x, y in batches]).cpu().numpy()
 
@@ -69,7 +69,7 @@ def train_arm(
     model,         # name, or a `Segmentor`
     epochs: int,
     lr: float,     # at the top of the one-cycle schedule
-    multiscale: dict | None = None,  # score once more with `predict_multiscale`, as figure `miou_ms`
+    multiscale: dict | None = None,  # score once more with a `Predictor` of these options, as figure `miou_ms`
     lights: dict | None = None,      # name → `Tint`: score once more in another light, as figure `miou_NAME`
     **options,     # to `segmentation_learner`
 ) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts

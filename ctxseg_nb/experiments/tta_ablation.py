@@ -13,8 +13,8 @@ from .suites import PHOTOS, SCENES, trained
 from ..data.dataloaders import VALID_SEED, dataset_dls, scenes_dls
 from ..data.dataset import open_dataset
 from ..data.scenes import ContextScenes
-from ..evaluation.evaluator import evaluate_pictures, figures_of, labeller, read_split
-from ..evaluation.sliding_window import SCALES, sums_over_positions
+from ..evaluation.evaluator import evaluate_pictures, figures_of, read_split
+from ..evaluation.sliding_window import SCALES, Predictor
 from ..models.segmentor import create_model
 
 # %% auto #0
@@ -42,13 +42,13 @@ def looked_at(
     items,           # (picture, mask) pairs, each of its own size
     info,            # of the data set
     size: tuple[int, int],  # (H, W) of the pictures in training: scale 1 and the windows, pixels
-    **looks,         # to `labeller`: `scales`, `flip`
+    **looks,         # to `Predictor.multiscale`: `scales`, `flip`
 ) -> tuple[dict, 'np.ndarray']:  # figures, with the seconds a picture takes; (n, K, 3) counts
     "Score a model that looks at whole pictures in one way"
-    label = labeller(net, max(size), crop=size, fill=sums_over_positions(net), **looks)
-    label(items[0][0])
+    predictor = Predictor.multiscale(net, size, **dict(scales=(1,), flip=False) | looks)
+    predictor.labels(items[0][0])
     start = time.process_time()
-    counts = evaluate_pictures(label, items, info.n_classes)
+    counts = evaluate_pictures(predictor.labels, items, info.n_classes)
     return figures_of(counts, info) | dict(seconds_per_picture=(time.process_time() - start)/len(counts)), counts
 
 # %% ../../nbs/experiments/24_tta_ablation.ipynb #54e87fc4

@@ -14,7 +14,7 @@ from fastai.vision.all import *
 from fastcore.basics import IN_NOTEBOOK
 from ..core import tune_malloc, progress
 from ..data.dataset import missing_classes
-from ..evaluation.sliding_window import predict_multiscale, sums_over_positions
+from ..evaluation.sliding_window import Predictor
 from ..models.segmentor import create_model, param_groups, tell_progress
 from .losses import SegmentationLoss, class_weights, count_labels
 from ..evaluation.metrics import segmentation_metrics
@@ -242,13 +242,13 @@ class DeviceMixedPrecision(MixedPrecision):
         self.learn.scaler, self.scales = torch.amp.GradScaler('cpu', enabled=False), L()
 
 # %% ../../nbs/training/55_learner.ipynb #5e91ab08
-class _Looking(nn.Module):
-    "What a model says about images that it sees at several scales and mirrored"
-    def __init__(self, model, **options):
+class _PredictorModule(nn.Module):
+    "A predictor in the place of a learner's model"
+    def __init__(self, predictor):
         super().__init__()
-        self.model, self.options = model, options
+        self.predictor, self.model = predictor, predictor.model   # whose parameters the learner asks for
 
-    def forward(self, x): return predict_multiscale(self.model, x, **self.options)
+    def forward(self, x): return self.predictor(x)
 
 # %% ../../nbs/training/55_learner.ipynb #5e91ab07
 class SegmentationLearner(Learner):
@@ -279,15 +279,15 @@ class SegmentationLearner(Learner):
     def tta(self,
         ds_idx: int = 1,    # pictures: 1 of validation, 0 of training
         dl=None,            # pictures in place of those
-        scales=(1,),        # factors of the pictures' size
-        flip: bool = True,  # also the mirror at every scale?
-        **options,          # to `predict_multiscale`: `crop`, `stride`, `average`, `fill`, `bs`, `size`, `mirror`
+        scales: tuple[float, ...] = (1,),  # factors of the pictures' size
+        flip: bool = True,  # also the mirror image at every scale?
+        **options,          # of the `Predictor`: `crop`, `stride`, `average`, `fill`, `batch_size`, `size`, `flip_labels`
     ) -> tuple:  # probabilities (n, K, H, W), or logits where `average` says so, and masks (n, H, W), as from `get_preds`
-        "Mean over scales and mirrors, each brought back onto the picture; left and right change places as the data set's `info` says"
+        "Mean over scales and mirror images, each brought back onto the picture; left and right change places as `dls.info` says"
         info = getattr(self.dls, 'info', None)
-        options = dict(mirror=info and info.flip_labels, fill=sums_over_positions(self.model)) | options
+        options = dict(flip_labels=info and info.flip_labels) | options
         if dl is None: dl = self.dls[ds_idx].new(shuffle=False, drop_last=False)
-        model, self.model = self.model, _Looking(self.model, scales=scales, flip=flip, **options)
+        model, self.model = self.model, _PredictorModule(Predictor(self.model, scales, flip, **options))
         try:
             with dl.dataset.set_split_idx(1): return self.get_preds(dl=dl, act=noop)
         finally: self.model = model
