@@ -48,10 +48,11 @@ def config_dls(
     options = counts | dict(bs=config.bs, num_workers=workers)
     flip = {} if config.flip is None else dict(flip=config.flip)
     ds = None if config.data == 'scenes' else config_dataset(config, path)
-    mirror = ds and ds.info.mirror
-    if mirror and config.flip and not config.crop: raise ValueError(f'flip: left is not right in {ds.info.name}; only with crop do the labels change places')
+    flip_labels = ds and ds.info.flip_labels
+    if flip_labels and config.flip and not config.crop: raise ValueError(f'flip: left is not right in {ds.info.name}; only with crop do the labels change places')
     if config.crop:
-        options['augment'] = Augment(config.crop, config.scale or (1., 1.), config.rotate, jitter=config.jitter, mirror=mirror, **flip)
+        options['augment'] = Augment(config.crop, config.scale or (1., 1.), config.rotate, jitter=config.jitter,
+                                     flip_labels=flip_labels, **flip)
     else: options |= flip
     if ds: return dataset_dls(ds, config.picture_size, splits=(config.train_split, config.valid_split), **options)
     if path: raise ValueError('path: the embedded scenes have no folder')
