@@ -111,7 +111,7 @@ train --data camvid --path {camvid} --bs 2 --backbone vit_tiny_patch16_224 | vit
 train --weights imagenet | weights: there are none for the backbone tiny
 train --weights {model} | weights: there are none for the backbone tiny
 train --backbone tiny --weights {none} | weights: there are none for the backbone tiny
-train --backbone featmaps --weights imagenet | weights: there are none for the backbone featmaps
+train --backbone featmap_nets --weights imagenet | weights: there are none for the backbone featmap_nets
 train --backbone resnet18 --weights {model} | weights: expected 'imagenet' for resnet18
 train --backbone resnet18 --weights random | weights: expected 'imagenet' for resnet18; random
 train --data camvid --path {camvid} --bs 2 --backbone squeezenet1_0 --weights {none} | none: no such file
@@ -185,7 +185,7 @@ train --recipe {recipe} --path {context} --override jitter=-1 | jitter: expected
 train --recipe {recipe} --path {context} --override rotate=-10 | rotate: expected; -10
 train --recipe {recipe} --path {context} --override rotate=400 | rotate: expected; 400
 train --recipe {recipe} --path {context} --override stride=0 | stride: expected; 0
-train --recipe {recipe} --path {context} --override portion=0 | portion: expected; 0
+train --recipe {recipe} --path {context} --override pairs_per_step=0 | pairs_per_step: expected; 0
 train --recipe {recipe} --path {context} --override side=0 | side: expected; 0
 train --recipe {recipe} --path {context} --override opt=adam | opt: expected sgd or adamw; 'adam'
 train --recipe {recipe} --path {context} --override schedule=step | schedule: expected; 'step'

@@ -12,7 +12,7 @@ from ctxseg_nb.evaluation.tta import LearnedEnsemble, tta_predictions
 from ctxseg_nb.evaluation.evaluator import image_counts
 from ctxseg_nb.evaluation.sliding_window import Predictor
 from ctxseg_nb.models.deepcrf import deepcrf
-from ctxseg_nb.models.class_guidance import WithField, oracle_classes
+from ctxseg_nb.models.class_guidance import CRFWrapper, keep_true_classes
 from ctxseg_nb.models.segmentor import create_model, MODELS, tell_progress
 from ctxseg_nb.training.losses import SegmentationLoss
 from ctxseg_nb.evaluation.metrics import calibration_error, confusion_matrix, mean_iou, reliability
@@ -119,7 +119,7 @@ def test_metrics():
         scores, y = there(torch.randn(2, K, 9, 12)), masks(9, 12)
         cm = confusion_matrix(scores, y, K)
         assert is_elsewhere(cm) and is_elsewhere(mean_iou(cm, background=0)) and is_elsewhere(calibration_error(reliability(scores.softmax(1), y)))
-        assert is_elsewhere(image_counts(scores.argmax(1), y, K)) and is_elsewhere(oracle_classes(scores, y)) and is_elsewhere(boundary_band(y))
+        assert is_elsewhere(image_counts(scores.argmax(1), y, K)) and is_elsewhere(keep_true_classes(scores, y)) and is_elsewhere(boundary_band(y))
 
 
 def test_dense_and_guided_fields():
@@ -127,7 +127,7 @@ def test_dense_and_guided_fields():
     with SecondDevice():
         scores, picture = there(torch.randn(1, K, 12, 17)), there(255*torch.rand(1, 3, 12, 17))
         assert is_elsewhere(dense(scores, picture))
-        for form in ('printed', 'pairwise'):
+        for form in ('additive', 'pairwise'):
             field = there(GuidanceCRF(3, form=form))
             assert is_elsewhere(field(scores, picture/255, there(torch.randn(1, K))))
         assert is_elsewhere(guided_filter(picture/255, scores, 2, 1e-3))
@@ -135,7 +135,7 @@ def test_dense_and_guided_fields():
 
 
 def test_a_guided_model_with_its_field():
-    model = there(WithField(create_model('guided', K, width=8, fc=8, joint=8), GuidanceCRF(3)).train())
+    model = there(CRFWrapper(create_model('guided', K, width=8, fc=8, joint=8), GuidanceCRF(3)).train())
     loss = there(SegmentationLoss(model.loss_parts))
     with SecondDevice():
         x, y = images(24, 33), masks(24, 33)

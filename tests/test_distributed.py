@@ -8,8 +8,8 @@ from ctxseg_nb.core import IGNORE, place_in_batch
 from ctxseg_nb.data.dataloaders import segmentation_dls
 from ctxseg_nb.testing.miniatures import make_miniature
 from ctxseg_nb.data.scenes import ContextScenes
-from ctxseg_nb.models.deepcrf import PairwiseNet, batch_edges, deepcrf, sub_iterations, _pair_loss
-from ctxseg_nb.training.async_pairwise import AsynchronousPairs
+from ctxseg_nb.models.deepcrf import PairwiseNet, batch_range_box_edges, deepcrf, async_pairwise_loss, _all_pairs_loss
+from ctxseg_nb.training.async_pairwise import AsyncPairwiseUpdate
 from ctxseg_nb.training.distributed import ShardedDL, distributed, on_ranks
 from ctxseg_nb.training.learner import segmentation_learner
 
@@ -89,9 +89,9 @@ def learner(name, dtype=torch.float64, n=22, n_valid=5, bs=4, workers=0, **optio
     learn.metrics = learn.metrics + [AvgMetric(pixel_error)]
     return learn
 
-def fit(rank, name, dtype, portion=None, epochs=1, lr=.01, workers=0):
+def fit(rank, name, dtype, pairs_per_step=None, epochs=1, lr=.01, workers=0):
     learn = learner(name, dtype, workers=workers)
-    cbs = [AsynchronousPairs(lr=.01, n=portion)] if portion else []
+    cbs = [AsyncPairwiseUpdate(lr=.01, pairs_per_step=pairs_per_step)] if pairs_per_step else []
     with distributed(learn), learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr, cbs=cbs)
     return dict(state=learn.model.state_dict(), rates=learn.rates.rates, values=[list(v) for v in learn.recorder.values], losses=torch.stack(learn.recorder.losses))
 
@@ -101,11 +101,11 @@ def distance(a, b):
 
 F8, F4 = torch.float64, torch.float32
 
-@pytest.mark.parametrize('name, portion, dtype, epochs', [
+@pytest.mark.parametrize('name, pairs_per_step, dtype, epochs', [
     ('fcn', None, F8, 2), ('encnet', None, F8, 1), ('mcibi', None, F8, 1), ('cfnet', None, F8, 1), ('guided', None, F8, 1), ('deepcrf', None, F8, 1), ('deepcrf', 1000, F8, 1),
     ('fcn', None, F4, 1), ('deepcrf', 1000, F4, 1)])   # not MCIBI in float32, whose steps enlarge what rounding leaves
-def test_two_processes_train_what_one_trains(name, portion, dtype, epochs):
-    (one,), two = (on_ranks(fit, n, name, dtype, portion, epochs) for n in (1, 2))
+def test_two_processes_train_what_one_trains(name, pairs_per_step, dtype, epochs):
+    (one,), two = (on_ranks(fit, n, name, dtype, pairs_per_step, epochs) for n in (1, 2))
     for rank in two:
         assert rank['rates'] == one['rates'] and len(one['rates']) == epochs*(22//4)
         assert distance(rank['state'], one['state']) < {F8: 1e-10, F4: 1e-5}[dtype]
@@ -166,13 +166,13 @@ def pairs_with_void(share):
     net, f = PairwiseNet(10, 3, 16).double(), torch.randn(80, 10, dtype=F8, generator=g)
     labels = torch.randint(3, (80,), generator=g)
     labels[:int(80*share)] = IGNORE
-    return net, f.requires_grad_(), batch_edges(4, 4, 5, 'above'), labels
+    return net, f.requires_grad_(), batch_range_box_edges(4, 4, 5, 'above'), labels
 
 @pytest.mark.parametrize('share', [0., .5, .9, 1.])
-def test_portions_give_the_gradient_of_all_pairs_at_once(share):
+def test_all_pairs_in_steps_give_the_gradient_of_all_pairs_at_once(share):
     net, f, edges, labels = pairs_with_void(share)
     found = []
-    for loss in (lambda: _pair_loss(net, f, edges, labels), lambda: sub_iterations(net, f, edges, labels, torch.optim.SGD(net.parameters(), 0.), 37)):
+    for loss in (lambda: _all_pairs_loss(net, f, edges, labels), lambda: async_pairwise_loss(net, f, edges, labels, torch.optim.SGD(net.parameters(), 0.), 37)):
         value = loss()
         found.append((value.detach(), *torch.autograd.grad(value, f)))
     torch.testing.assert_close(*found, rtol=0, atol=1e-10)
@@ -212,7 +212,7 @@ def test_place_in_the_batch_of_all_ranks(): assert on_ranks(places, 3) == [(0, 9
 
 # ---- the real command
 
-OVERRIDES = ('backbone=tiny', 'pretrained=False', 'batch=2', 'crop=96', 'scale=(1,1)', 'flip=0', 'jitter=0', 'refine=None', 'portion=5000',
+OVERRIDES = ('backbone=tiny', 'pretrained=False', 'batch=2', 'crop=96', 'scale=(1,1)', 'flip=0', 'jitter=0', 'refine=None', 'pairs_per_step=5000',
              "options={'width':16,'block_width':8}")   # nothing is left to chance: what is random differs from rank to rank
 
 def train_losses(tmp_path, data, *launcher):
@@ -223,7 +223,7 @@ def train_losses(tmp_path, data, *launcher):
     assert not ran.returncode, ran.stdout + ran.stderr
     return [[float(v) for v in row[:2]] for row in re.findall(r'^\W*\d+ +([\d.]+) +([\d.]+) +[\d.]+ ', ran.stdout.replace('\r', '\n'), re.M)]
 
-def test_deep_crf_with_portions_by_torchrun(tmp_path):
+def test_deep_crf_with_async_pairs_by_torchrun(tmp_path):
     data = make_miniature('siftflow', tmp_path/'data')
     two = train_losses(tmp_path, data, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2')   # each rank has its own hash seed
     np.testing.assert_allclose(two, train_losses(tmp_path, data), rtol=1e-3)

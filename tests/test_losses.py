@@ -2,7 +2,7 @@
 import pytest, torch
 from torch.nn import functional as F
 from ctxseg_nb.core import IGNORE
-from ctxseg_nb.models.class_guidance import WithField
+from ctxseg_nb.models.class_guidance import CRFWrapper
 from ctxseg_nb.crf.guided import GuidanceCRF
 from ctxseg_nb.models.segmentor import create_model, MODELS
 from ctxseg_nb.training.losses import SegmentationLoss, pixel_cross_entropy
@@ -14,7 +14,7 @@ K = 4
 def model_of(name):
     "A model with an auxiliary head, by name; 'piecewise' is `guided` with a field on top, learnt by pieces"
     if name != 'piecewise': return create_model(name, K, aux=True)
-    return WithField(create_model('guided', K), GuidanceCRF(2), 'piecewise')
+    return CRFWrapper(create_model('guided', K), GuidanceCRF(2), 'piecewise')
 
 
 def masks(void):

@@ -9,7 +9,7 @@ from ctxseg_nb.evaluation.export import export_onnx, export_program, load_export
 from ctxseg_nb.crf.guided import GuidanceCRF
 from ctxseg_nb.models.backbones import open_tensors
 from ctxseg_nb.models.deepcrf import deepcrf
-from ctxseg_nb.models.class_guidance import WithField
+from ctxseg_nb.models.class_guidance import CRFWrapper
 from ctxseg_nb.models.segmentor import create_model, MODELS, load_model, save_model
 from safetensors.torch import save
 
@@ -323,7 +323,7 @@ for path in sys.argv[1:]:
 def test_fresh_process(tmp_path):
     "A model of each module, and one on each backbone of our own, in a process that has imported none of them"
     nets = {n: small(n) for n in ('fcn', 'pspnet', 'encnet', 'cfnet', 'mcibi', 'deepcrf', 'guided')}
-    nets |= dict(featmaps=create_model('fcn', 3, 'featmaps', dict(nets=1, block_width=4, width=4)), squeeze=create_model('fcn', 3, 'squeezenet1_0'))
+    nets |= dict(featmap_nets=create_model('fcn', 3, 'featmap_nets', dict(nets=1, block_width=4, width=4)), squeeze=create_model('fcn', 3, 'squeezenet1_0'))
     for name, net in nets.items(): save_model(stirred(net), tmp_path/name, 'abc')
     environment = os.environ | dict(PYTHONPATH=str(Path(__file__).parent.parent), OMP_NUM_THREADS='1')
     subprocess.run([sys.executable, '-c', FRESH, *(str(tmp_path/n) for n in nets)], check=True, env=environment)
@@ -539,9 +539,9 @@ def test_impossible_number_of_classes(name, n_classes):
     ('guided', dict(pooled=0), 'pooled'), ('guided', dict(fc_dropout=1.5), 'fc_dropout'), ('deepcrf', dict(sample=0), 'sample'), ('deepcrf', dict(n_iters=-1), 'n_iters'),
     ('fcn', dict(backbone_options=dict(width=0)), 'width'), ('fcn', dict(backbone_options=dict(widht=8)), "the backbone tiny has no option 'widht'"),
     ('fcn', dict(backbone='resnet18', backbone_options=dict(stride=8)), "the backbone resnet18 has no option 'stride'; there are output_stride, pretrained"),
-    ('fcn', dict(backbone='featmaps', backbone_options=dict(nets=0)), 'nets'), ('fcn', dict(backbone='featmaps', backbone_options=dict(windows=(4,))), 'windows: expected odd'),
-    ('fcn', dict(backbone='featmaps', backbone_options=dict(scales=(0,))), 'scales'), ('fcn', dict(backbone='featmaps', backbone_options=dict(widht=1)), 'widht'),
-    ('fcn', dict(backbone='featmaps', backbone_options=dict(block_width=0)), 'block_width'), ('fcn', dict(width=torch.tensor(8)), 'width')])
+    ('fcn', dict(backbone='featmap_nets', backbone_options=dict(nets=0)), 'nets'), ('fcn', dict(backbone='featmap_nets', backbone_options=dict(windows=(4,))), 'windows: expected odd'),
+    ('fcn', dict(backbone='featmap_nets', backbone_options=dict(scales=(0,))), 'scales'), ('fcn', dict(backbone='featmap_nets', backbone_options=dict(widht=1)), 'widht'),
+    ('fcn', dict(backbone='featmap_nets', backbone_options=dict(block_width=0)), 'block_width'), ('fcn', dict(width=torch.tensor(8)), 'width')])
 def test_other_impossible_options(name, options, said):
     with pytest.raises(ValueError, match=said): create_model(name, 3, **options)
 
@@ -555,7 +555,7 @@ def test_exported_as_both_formats(name, tmp_path):
     "Traced once, written as ONNX and for torch.export, read back, and compared on sizes and batches that no other check has seen"
     for package in ('onnx', 'onnxscript', 'onnxruntime'): pytest.importorskip(package)
     if name == 'deepcrf': net, fixed = deepcrf(3, shared_features=True, block_width=4, width=4, backbone_options=dict(width=4)), (13, 20)
-    elif name == 'guided with its field': net, fixed = WithField(small('guided', width=8), GuidanceCRF(4, n_iters=1)), None
+    elif name == 'guided with its field': net, fixed = CRFWrapper(small('guided', width=8), GuidanceCRF(4, n_iters=1)), None
     elif name == 'fcn on resnet10t': net, fixed = create_model('fcn', 3, 'resnet10t', width=8), None
     else: net, fixed = small(name), None
     graph = trace_model(stirred(net).eval(), fixed)

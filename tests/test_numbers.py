@@ -9,8 +9,8 @@ from ctxseg_nb.crf.graph import exact_crf, mean_field, pair_nll, piecewise_nll, 
 from ctxseg_nb.crf.guided import GuidanceCRF, GuidedKernel, guided_filter
 from ctxseg_nb.evaluation.sliding_window import Predictor
 from ctxseg_nb.models.encnet import SELoss, assign, encode, presence_target
-from ctxseg_nb.models.class_guidance import only_classes
-from ctxseg_nb.models.refinement import WithScores, refined
+from ctxseg_nb.models.class_guidance import keep_classes
+from ctxseg_nb.models.refinement import RefinementBackbone, refinement_net
 from ctxseg_nb.models.segmentor import aux_loss, create_model, fcn, MODELS
 from ctxseg_nb.training.losses import SegmentationLoss, count_labels, pixel_cross_entropy
 from ctxseg_nb.evaluation.metrics import confusion_matrix
@@ -86,7 +86,7 @@ def test_classes_that_are_struck_out_are_as_if_they_were_not_there():
     z, colours = scores_and_colours()
     there = torch.tensor([[1, 0, 1, 1], [0, 0, 1, 1]])
     for name in ('dense', 'guidance'):
-        out = FIELDS[name](only_classes(z, there), colours)
+        out = FIELDS[name](keep_classes(z, there), colours)
         for b in range(2):
             left = there[b] == 1
             alone = FIELDS[name](z[b:b + 1, left], colours[b:b + 1])
@@ -115,7 +115,7 @@ def test_the_guidance_field_refuses_what_spreads(value):
     z, colours = scores_and_colours()
     x, g = (colours - .45)/.225, torch.zeros(2, K)
     bad = g.clone(); bad[0, 1] = value
-    with pytest.raises(ValueError, match='presence'): GuidanceCRF(2, lam=.1)(z, x, bad)
+    with pytest.raises(ValueError, match='class_logits'): GuidanceCRF(2, lam=.1)(z, x, bad)
     with pytest.raises(ValueError, match='guide'): guided_filter(colours*value, z, 2, .1)
     with pytest.raises(ValueError, match='src'): guided_filter(colours, z*value, 2, .1)
     target = torch.zeros(2, H, W, dtype=torch.long)
@@ -126,11 +126,11 @@ def test_the_guidance_field_refuses_what_spreads(value):
 
 class Struck(torch.nn.Module):
     "A model that rules a class out"
-    def forward(self, x): return only_classes(x[:, :1]*torch.ones(1, K, 1, 1), torch.tensor([[1, 0, 1, 1]]).expand(len(x), K))
+    def forward(self, x): return keep_classes(x[:, :1]*torch.ones(1, K, 1, 1), torch.tensor([[1, 0, 1, 1]]).expand(len(x), K))
 
 
 def test_refinement_learns_on_top_of_struck_classes():
-    model = refined(Struck(), fcn(K).backbone, K).train()
+    model = refinement_net(Struck(), fcn(K).backbone, K).train()
     loss = F.cross_entropy(model(torch.randn(2, 3, 32, 32))['logits'], torch.zeros(2, 32, 32, dtype=torch.long))
     loss.backward()
     assert loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)

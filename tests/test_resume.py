@@ -12,7 +12,7 @@ from ctxseg_nb.data.dataloaders import segmentation_dls
 from ctxseg_nb.testing.miniatures import little_pair, make_miniature
 from ctxseg_nb.data.scenes import ContextScenes
 from ctxseg_nb.models.segmentor import create_model
-from ctxseg_nb.training.async_pairwise import AsynchronousPairs
+from ctxseg_nb.training.async_pairwise import AsyncPairwiseUpdate
 from ctxseg_nb.training.checkpoint import Checkpoint, _encode, read_checkpoint
 from ctxseg_nb.training.distributed import distributed, on_ranks
 from ctxseg_nb.training.learner import segmentation_learner
@@ -99,11 +99,11 @@ def test_stopped_and_resumed(kind, step, tmp_path):
 def test_momentum_of_pairwise_networks(tmp_path):
     def pairs(seed):
         set_seed(seed)
-        return make(create_model('deepcrf', 24, 'featmaps', dict(trunk='tiny', nets=3, block_width=16)), seed=seed, n=4)
-    def portions(): return AsynchronousPairs(.01, n=20)
-    whole = state(fit(pairs(0), portions()))
-    fit(pairs(0), portions(), Checkpoint(tmp_path), StopAt(3))
-    check_same(whole, state(fit(pairs(1), portions(), Checkpoint(tmp_path, resume=True))))
+        return make(create_model('deepcrf', 24, 'featmap_nets', dict(trunk='tiny', nets=3, block_width=16)), seed=seed, n=4)
+    def async_pairs(): return AsyncPairwiseUpdate(.01, pairs_per_step=20)
+    whole = state(fit(pairs(0), async_pairs()))
+    fit(pairs(0), async_pairs(), Checkpoint(tmp_path), StopAt(3))
+    check_same(whole, state(fit(pairs(1), async_pairs(), Checkpoint(tmp_path, resume=True))))
 
 
 class Counter(Callback):
@@ -181,12 +181,12 @@ def test_every_flipped_bit_is_found(tmp_path):
         with pytest.raises(ValueError, match='without the right checksum'): read_checkpoint(file)
     for n in (0, 1, 64, len(good)//2, len(good) - 1):
         file.write_bytes(good[:n])
-        with pytest.raises(ValueError, match=f'checkpoint.pt: expected a ctxseg_nb checkpoint 2, found {n} bytes'): read_checkpoint(file)
+        with pytest.raises(ValueError, match=f'checkpoint.pt: expected a ctxseg_nb checkpoint 3, found {n} bytes'): read_checkpoint(file)
 
 
 def content(**changes):
     facts = {'epochs': 2, 'batches an epoch': 3}
-    return dict(format='ctxseg_nb checkpoint 2', facts=facts, epoch=1, used=0, step=3, pct=.5, model={}, buffers={}, opt={}, notes={}, grads=[],
+    return dict(format='ctxseg_nb checkpoint 3', facts=facts, epoch=1, used=0, step=3, pct=.5, model={}, buffers={}, opt={}, notes={}, grads=[],
                 scaler={}, ranks=[]) | changes
 
 

@@ -16,7 +16,7 @@ from ..data.dataloaders import dataset_dls, scenes_dls
 from ..data.dataset import open_dataset
 from ..models.backbones import create_backbone
 from ..models.deepcrf import deepcrf
-from ..models.refinement import refined
+from ..models.refinement import refinement_net
 from ..models.segmentor import create_model, upsample
 from ..evaluation.metrics import calibration_error, reliability
 
@@ -29,7 +29,7 @@ __all__ = ['NARROW', 'DENSE', 'PYRAMID', 'FULL', 'BOTH', 'CORRECTED', 'judge', '
 def judge(
     predict,  # images (B, 3, H, W) → scores (B, K, H, W)
     dls,      # `DataLoaders` with `info`
-    change=lambda z, y: z,  # done to the scores first, with the truth at hand: `oracle_classes` say
+    change=lambda z, y: z,  # done to the scores first, with the truth at hand: `keep_true_classes` say
 ) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
     "`figures_of`, with mean IoU within three pixels of an edge ('band') and the expected calibration error ('ece')"
     counts, near, bins = [], [], 0
@@ -57,7 +57,7 @@ def corrected(model, dls, epochs, lr, dense):
     "Figures after each of the two corrections"
     figures = prefixed('dense', judge(after_dense(model, **dense), dls)[0])
     trunk = create_backbone('tiny', width=8, output_stride=2)
-    return figures | prefixed('refined', judge(trained(dls, refined(model, trunk, dls.info.n_classes), epochs, lr), dls)[0])
+    return figures | prefixed('refined', judge(trained(dls, refinement_net(model, trunk, dls.info.n_classes), epochs, lr), dls)[0])
 
 # %% ../../nbs/experiments/22_crf_ablation.ipynb #da35f513
 def joint(

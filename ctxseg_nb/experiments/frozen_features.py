@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 from .runner import image_counts, mean_iou_of
 from ..core import IMAGENET_STATS, atomic_write, checksum, labels_of, progress, write_json
-from ..models.class_guidance import oracle_classes
+from ..models.class_guidance import keep_true_classes
 from ..models.segmentor import create_model
 from ..training.learner import StepProgress, TellProgress
 from ..training.losses import SegmentationLoss, class_weights, count_labels
@@ -144,7 +144,7 @@ def score_features(
     maps: np.ndarray,   # (n, 2, C, h, w) float16
     masks: np.ndarray,  # (n, H, W) uint8 labels
     n_classes: int,     # K
-    change=lambda logits, target: logits,  # done to the logits first, `oracle_classes` say
+    change=lambda logits, target: logits,  # done to the logits first, `keep_true_classes` say
 ) -> np.ndarray:  # (n, K, 3) counts
     "Counts at full resolution, image by image"
     net.eval()
@@ -222,7 +222,7 @@ def frozen_arm(
     (maps, masks), (vmaps, vmasks) = (frozen_features(ds, s, size, net.backbone, folder) for s in splits)
     trained = train_head(net, maps, masks, k, **options)
     counts = score_features(trained, vmaps, vmasks, k)
-    oracle = score_features(trained, vmaps, vmasks, k, oracle_classes)
+    oracle = score_features(trained, vmaps, vmasks, k, keep_true_classes)
     there = torch.from_numpy(counts[..., 2] > 0)
     return dict(miou=mean_iou_of(counts.sum(0), background=ds.info.background), pixel_acc=counts[..., 0].sum()/counts[..., 2].sum(),
                 miou_presence_known=mean_iou_of(oracle.sum(0), background=ds.info.background),

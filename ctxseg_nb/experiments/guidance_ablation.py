@@ -13,17 +13,17 @@ from .suites import GUIDED_HEAD, PHOTOS, SCENES, trained
 from .frozen_features import frozen_features, mean_average_precision, train_head
 from .crf_ablation import judge, prefixed
 from ..core import plain
-from ..crf.guided import GuidanceCRF
+from ..crf.guided import GuidanceCRF, fit_guidance_crf
 from ..data.dataloaders import dataset_dls, scenes_dls
 from ..data.dataset import open_dataset
 from ..evaluation.sliding_window import Predictor
 from ..evaluation.tta import TTA_SCALES, LearnedEnsemble, ensemble, tta_predictions
 from ..models.encnet import presence_target
-from ..models.class_guidance import WithField, only_classes, oracle_classes, scored
+from ..models.class_guidance import CRFWrapper, crf_batches, keep_classes, keep_true_classes
 from ..models.segmentor import create_model
 
 # %% auto #0
-__all__ = ['TTAModel', 'fielded', 'learned_tta', 'rungs', 'variants', 'presence_of', 'two_stages', 'climb', 'ladder_arm',
+__all__ = ['TTAModel', 'add_guidance_crf', 'learned_tta', 'rungs', 'variants', 'presence_of', 'two_stages', 'climb', 'ladder_arm',
            'photos_ladder_arm']
 
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #757ab8ca
@@ -44,12 +44,12 @@ class TTAModel(nn.Module):
     def forward(self, x): return self.outputs(x)['logits']
 
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #79f4d8a4
-def fielded(model, batches, form, learns=True, end_to_end=False, radius=8):
-    "A guidance field on top of a model that stays as it is, fitted to `batches`; `learns`: is λ learnt?"
-    field = GuidanceCRF(radius, form=form).to(batches[0][0].device)
-    field.lam.requires_grad_(learns)
-    field.fit(batches, end_to_end)
-    return WithField(model, field).eval()
+def add_guidance_crf(model, batches, form, learn_lam=True, end_to_end=False, radius=8):
+    "A guidance CRF on top of a model that stays as it is, fitted to `batches`; `learn_lam`: is λ learnt?"
+    crf = GuidanceCRF(radius, form=form).to(batches[0][0].device)
+    crf.lam.requires_grad_(learn_lam)
+    fit_guidance_crf(crf, batches, end_to_end)
+    return CRFWrapper(model, crf).eval()
 
 def learned_tta(net, batches, over):
     "Its six views, with weights that are learnt on `batches`"
@@ -62,13 +62,13 @@ def learned_tta(net, batches, over):
 def rungs(net, batches):
     "Those of table 3 above the branch, fitted to `batches` of images and masks: models by name"
     learnt = learned_tta(net, batches, 'views')
-    return dict(pairwise=fielded(net, scored(net, batches), 'pairwise'), learnt_candidates=learnt, all=fielded(learnt, scored(learnt, batches), 'pairwise'))
+    return dict(pairwise=add_guidance_crf(net, crf_batches(net, batches), 'pairwise'), learnt_candidates=learnt, all=add_guidance_crf(learnt, crf_batches(learnt, batches), 'pairwise'))
 
 def variants(net, batches):
     "Other fields, and other ways to combine: models by name"
-    seen = scored(net, batches)
-    fields = dict(potts=fielded(net, seen, 'printed', False), printed=fielded(net, seen, 'printed'))
-    fields |= {f'{form}_end_to_end': fielded(net, seen[:1], form, end_to_end=True) for form in ('printed', 'pairwise')}
+    seen = crf_batches(net, batches)
+    fields = dict(potts=add_guidance_crf(net, seen, 'additive', False), additive=add_guidance_crf(net, seen, 'additive'))
+    fields |= {f'{form}_end_to_end': add_guidance_crf(net, seen[:1], form, end_to_end=True) for form in ('additive', 'pairwise')}
     fixed = {name: TTAModel(net, partial(ensemble, how=name)) for name in ('avg', 'max', 'avgmax')}
     return fields | fixed | dict(learnt_avgmax=learned_tta(net, batches, 'avgmax'))
 
@@ -81,14 +81,14 @@ def presence_of(model, dls):
 
 def two_stages(fcn, classifier):
     "Images → logits of `fcn` with the classes struck out that `classifier` does not find (Shen & Zeng 2019, section 3.1)"
-    return lambda x: only_classes(fcn(x), (classifier.outputs(x)['presence'] > 0).int())
+    return lambda x: keep_classes(fcn(x), (classifier.outputs(x)['presence'] > 0).int())
 
 def climb(net, fcn, models, dls):
     "Figures of two stages, of `models` on top of `net`, of the one named 'all' with the classes given away, and how well it knows the classes"
-    figures = prefixed('stages', judge(two_stages(fcn, net), dls)[0]) | prefixed('all_oracle', judge(models['all'], dls, oracle_classes)[0])
+    figures = prefixed('stages', judge(two_stages(fcn, net), dls)[0]) | prefixed('all_oracle', judge(models['all'], dls, keep_true_classes)[0])
     for name, m in models.items():
         figures |= prefixed(name, judge(m, dls)[0])
-        if isinstance(m, WithField): figures |= prefixed(name, {k: p.item() for k, p in m.field.named_parameters()})
+        if isinstance(m, CRFWrapper): figures |= prefixed(name, {k: p.item() for k, p in m.crf.named_parameters()})
     scores, there = presence_of(net, dls)
     return figures | dict(presence_map=mean_average_precision(scores, there.bool()))
 
@@ -100,7 +100,7 @@ def ladder_arm(seed, model, epochs, lr, bs, size, n_train, n_valid, n_more=0, ki
     def network(name, **options): return trained(dls, create_model(name, dls.info.n_classes, **options), epochs, lr)
     net = network(model, **options)
     figures, counts = judge(net, dls)
-    figures |= prefixed('oracle', judge(net, dls, oracle_classes)[0])
+    figures |= prefixed('oracle', judge(net, dls, keep_true_classes)[0])
     if n_more:
         plain_fcn, more = network('fcn'), list(scenes_dls(n_more, 1, size, bs, seed=1, kinds=kinds).train)
         figures |= climb(net, plain_fcn, rungs(net, more) | variants(net, more), dls)
@@ -121,7 +121,7 @@ def photos_ladder_arm(seed, path, weights, data, size, bs, min_photos, n_more, h
     fcn, net = network('fcn'), network('guided', **head)
     figures, counts = judge(net, dls)
     figures |= prefixed('fcn', judge(fcn, dls)[0])
-    for name, z in (('oracle', net), ('fcn_oracle', fcn)): figures |= prefixed(name, judge(z, dls, oracle_classes)[0])
+    for name, z in (('oracle', net), ('fcn_oracle', fcn)): figures |= prefixed(name, judge(z, dls, keep_true_classes)[0])
     return figures | climb(net, fcn, rungs(net, list(more.train)), dls), counts
 
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #d4980900

@@ -50,7 +50,7 @@ class _Training(_Network):
     schedule: str = None   # 'poly', with power 0.9, 'cycle', or of CIFAR-10 'cosine'
     epochs: int = None     # passes over the pictures; 0: only score
     batch: int = None      # pictures in a step, over all processes
-    portion: int = None    # pairs in a portion, where pairwise networks update asynchronously
+    pairs_per_step: int = None    # pairs before an update of the pairwise networks, where they update asynchronously
 
 # %% ../../nbs/experiments/61_recipes.ipynb #a5e42f1e
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class Recipe(_Pictures):
     side: int | tuple = None  # at scale 1 the shorter side of the picture, or its (H, W); None: as it is
     windows: bool = False  # look through windows as large as `crop`?
     combine: str = 'prob'  # mean of 'prob' or 'logit'; of log-probabilities 'avg', 'max', 'avgmax', or 'learnt' weights
-    refine: str = None     # scores by their picture: 'dense' (CRF), 'printed' or 'pairwise' (guidance CRF)
+    refine: str = None     # scores by their picture: 'dense' (CRF), 'additive' or 'pairwise' (guidance CRF)
     oracle: bool = False   # only the classes that are in the true mask?
 
 # %% ../../nbs/experiments/61_recipes.ipynb #c11da7dd
@@ -94,7 +94,7 @@ PAPERS = dict(
     cfnet=dict(model='cfnet', opt='sgd', mom=.9, wd=1e-4, schedule='poly', batch=16, aux=True, scale=(.5, 2.), flip=.5,
                scales=SCALES, mirrors=True, combine='logit', windows=True),
     mcibi=dict(model='mcibi', schedule='poly', flip=.5, jitter=None),
-    deepcrf=dict(model='deepcrf', opt='sgd', lr=1e-4, head_lr=10., scale=(.7, 1.2), flip=.5, stride=16, scales=(1.,), mirrors=False, refine='dense', portion=2000),
+    deepcrf=dict(model='deepcrf', opt='sgd', lr=1e-4, head_lr=10., scale=(.7, 1.2), flip=.5, stride=16, scales=(1.,), mirrors=False, refine='dense', pairs_per_step=2000),
     guidance=dict(model='guided', schedule='poly', crop=512, scale=(1., 1.), scales=(1.2, 1., .8), mirrors=True, combine='avg'))
 
 # %% ../../nbs/experiments/61_recipes.ipynb #4bd55a54
@@ -227,7 +227,7 @@ _FULL = dict(relations=('surrounding', 'above'))
 _STEPS = dict(fcn=(30.5, 61.5, 43.2, dict(relations=(), scales=(1.,), windows=())), pooling=(32.4, 63.5, 45.3, dict(relations=(), scales=(1.,))),
               unary=(37.0, 67.0, 50.1, dict(relations=())))
 for name, (miou, pixel, mean, options) in _STEPS.items():
-    _add(f'deepcrf/nyudv2/vgg16/{name}', 'Table 2', miou, pixel, mean_acc=mean, options=options, refine=None, portion=None)
+    _add(f'deepcrf/nyudv2/vgg16/{name}', 'Table 2', miou, pixel, mean_acc=mean, options=options, refine=None, pairs_per_step=None)
 _again('deepcrf/nyudv2/vgg16/unary', 'dense', 'Table 2', 38.3, 68.5, mean_acc=50.9, refine='dense')
 _add('deepcrf/nyudv2/vgg16/surrounding', 'Table 3', 38.9, options=dict(relations=('surrounding',)), refine=None)
 _add('deepcrf/nyudv2/vgg16', 'Tables 1 and 2', 40.6, 70.0, mean_acc=53.6, options=_FULL)
@@ -243,7 +243,7 @@ def _sharpen(name, source, miou, pixel_acc=None, stride=2, **own):
     "The learnt refinement of figure 12 on the network of recipe `name`"
     old = RECIPES[name]
     RECIPES[f'{name}/refined'] = replace(old, name=f'{name}/refined', source=source, miou=miou, pixel_acc=pixel_acc, mean_acc=own.pop('mean_acc', None),
-                                         after=name, model='refined', options=dict(stride=stride), backbone=_NETS['vgg16'], portion=None, **own)
+                                         after=name, model='refined', options=dict(stride=stride), backbone=_NETS['vgg16'], pairs_per_step=None, **own)
 
 # %% ../../nbs/experiments/61_recipes.ipynb #c20b22c2
 _OBJECTS, _TEST = dict(valid='test', data_options=dict(min_region=200, n_test=2599)), 'the figure is that of the test server'
@@ -253,7 +253,7 @@ _add('deepcrf/voc2012/vgg16/coco', 'section 9.2', 77.2, train='trainaug', option
 _sharpen('deepcrf/voc2012/vgg16/coco', 'Table 4', 77.8)
 _add('deepcrf/cityscapes/vgg16', 'section 9.3', options=_FULL)
 _sharpen('deepcrf/cityscapes/vgg16', 'Table 5', 71.6, stride=4, note=_TEST)
-_add('deepcrf/coco_objects/vgg16/fcn', 'Table 8', 37.2, 84.2, mean_acc=56.9, options=_STEPS['fcn'][3], refine=None, portion=None, **_OBJECTS)
+_add('deepcrf/coco_objects/vgg16/fcn', 'Table 8', 37.2, 84.2, mean_acc=56.9, options=_STEPS['fcn'][3], refine=None, pairs_per_step=None, **_OBJECTS)
 _sharpen('deepcrf/coco_objects/vgg16/fcn', 'Table 8', 41.3, 86.7, mean_acc=55.0)
 _add('deepcrf/coco_objects/vgg16', 'Table 8', 46.8, 88.3, mean_acc=58.7, options=_FULL, **_OBJECTS)
 _add('deepcrf/kitti/vgg16/coco', 'Table 10', 70.3, 94.3, mean_acc=75.9, options=_FULL, after='deepcrf/coco_objects/vgg16')
@@ -277,13 +277,13 @@ for how, figures in dict(max=(73.89, 93.76), avgmax=(74.13, 93.84), learnt=(74.1
 _guided('resnet101', '/deeplab', 'Table 3', 76.35, **_DEEPLAB)
 _guided('resnet101', '', 'Table 3', 77.71, options=_BRANCH)
 for net, figures in dict(vgg16=(75.89, 75.99, 79.58), resnet101=(78.12, 81.32, 83.21)).items():
-    _again(f'guidance/voc2012/{net}', 'field', 'Table 3', figures[0], refine='printed')
-    _again(f'guidance/voc2012/{net}', 'field+learnt', 'Table 3', figures[1], refine='printed', combine='learnt')
-    _again(f'guidance/voc2012/{net}', 'field+oracle', 'Table 3', figures[2], refine='printed', combine='learnt', oracle=True)
+    _again(f'guidance/voc2012/{net}', 'field', 'Table 3', figures[0], refine='additive')
+    _again(f'guidance/voc2012/{net}', 'field+learnt', 'Table 3', figures[1], refine='additive', combine='learnt')
+    _again(f'guidance/voc2012/{net}', 'field+oracle', 'Table 3', figures[2], refine='additive', combine='learnt', oracle=True)
 
 # %% ../../nbs/experiments/61_recipes.ipynb #a60b7bfb
 for data, miou in dict(cityscapes=81.4, ade20k=35.5).items():
-    _add(f'guidance/{data}/resnet101', 'Table 4', miou, options=_BRANCH, refine='printed', combine='learnt', note='the figure is that of the test server, or of val')
+    _add(f'guidance/{data}/resnet101', 'Table 4', miou, options=_BRANCH, refine='additive', combine='learnt', note='the figure is that of the test server, or of val')
 
 # %% ../../nbs/experiments/61_recipes.ipynb #7a9ece2a
 def _short(v):
@@ -307,9 +307,9 @@ _KINDS = {k: get_args(t) or (t,) for k, t in get_type_hints(Recipe).items()}
 _MAY_BE_NONE = {f.name for f in fields(Recipe) if f.default is None}
 _WORDS = dict(yes=True, true=True, no=False, false=False, none=None)
 _CHOICES = dict(opt=('sgd', 'adamw'), schedule=('poly', 'cycle'), combine=('prob', 'logit', 'avg', 'max', 'avgmax', 'learnt'),
-                refine=('dense', 'printed', 'pairwise'))
+                refine=('dense', 'additive', 'pairwise'))
 
-_LIMITS = dict(lr=(1e-12, 1e12), head_lr=(1e-12, 1e12), mom=(0, .9999), wd=(0, 1), epochs=(0, 10**6), batch=(1, 10**6), portion=(1, 10**9), stride=(1, 64),
+_LIMITS = dict(lr=(1e-12, 1e12), head_lr=(1e-12, 1e12), mom=(0, .9999), wd=(0, 1), epochs=(0, 10**6), batch=(1, 10**6), pairs_per_step=(1, 10**9), stride=(1, 64),
                crop=(1, 8192), side=(1, 8192), scale=(.01, 100), scales=(.01, 100), rotate=(0, 180), flip=(0, 1), jitter=(0, 1))
 _PAIRS = 'crop', 'side', 'scale'   # where a tuple has two numbers
 

@@ -28,10 +28,10 @@ from ..models.backbones import BACKBONES, backbone_weights, create_backbone, loa
 from ..models.deepcrf import deepcrf
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #e135ac16
-from ..models.class_guidance import WithField, oracle_classes
-from ..models.refinement import refined
+from ..models.class_guidance import CRFWrapper, keep_true_classes
+from ..models.refinement import refinement_net
 from ..models.segmentor import create_model, load_model, save_model, upsample
-from ..training.async_pairwise import AsynchronousPairs
+from ..training.async_pairwise import AsyncPairwiseUpdate
 from ..training.checkpoint import Checkpoint
 from .cifar import train_cifar
 from ..training.distributed import distributed
@@ -54,7 +54,7 @@ def recipe_model(
     "The network of a recipe"
     if r.model == 'refined':
         coarse = load_model(start)[0] if start else recipe_model(recipe(r.after, pretrained=False), n_classes)
-        return refined(coarse, create_backbone(r.backbone, **backbone_options(r)), n_classes, **r.options)
+        return refinement_net(coarse, create_backbone(r.backbone, **backbone_options(r)), n_classes, **r.options)
     make = deepcrf if r.model == 'deepcrf' else partial(create_model, r.model)
     try: return make(n_classes, r.backbone, backbone_options=backbone_options(r), aux=r.aux, **r.options)
     except TypeError as e: raise ValueError(f'{r.name}: the options {r.options} do not fit the model {r.model} ({e})') from e
@@ -98,12 +98,12 @@ def _settings(r, **more):
 def _learn(r, learn, out, resume, steps, settings):
     epochs = r.epochs if steps is None else -(-steps//(len(learn.dls.train_ds)//r.batch))
     cbs = [Checkpoint(out, resume=resume, settings=settings)] + ([] if steps is None else [StopAfter(steps)])
-    if r.portion: cbs.append(AsynchronousPairs(r.lr*r.head_lr, r.mom, r.wd, r.portion))
+    if r.pairs_per_step: cbs.append(AsyncPairwiseUpdate(r.lr*r.head_lr, r.mom, r.wd, r.pairs_per_step))
     options = dict(moms=(r.mom,)*3) if r.schedule == 'cycle' else {}   # fastai's cycle would vary the momentum
     with steps_shown(learn), distributed(learn): getattr(learn, _SCHEDULES[r.schedule])(epochs, r.lr, cbs=cbs, **options)
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #69a811c7
-_FIELDS = 'printed', 'pairwise'  # refinements that have weights to fit
+_FIELDS = 'additive', 'pairwise'  # refinements that have weights to fit
 def _learns(r): return bool(r.epochs or r.combine == 'learnt' or r.refine in _FIELDS)
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #b4aabd02
@@ -155,9 +155,9 @@ def _ensemble_weights(r, predictor, dls, out):
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #cec804e4
 def _field(r, model, dls, steps):
-    learn = segmentation_learner(dls, WithField(model, GuidanceCRF(form=r.refine)), lr=4e-3, head_lr=10, weights=None, metrics=[])
+    learn = segmentation_learner(dls, CRFWrapper(model, GuidanceCRF(form=r.refine)), lr=4e-3, head_lr=10, weights=None, metrics=[])
     with steps_shown(learn): learn.fit_one_cycle(2, cbs=[] if steps is None else [StopAfter(steps)])
-    return learn.model.field
+    return learn.model.crf
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #0b1d560b
 def _sharpener(r, model, dls, steps):
@@ -184,7 +184,7 @@ def score(
         for x, y in progress(_plain(dls.valid), 'batches scored', len(dls.valid)):
             s, g = _scores(r, predictor, x, how)
             s = sharpen(s, x, g)
-            cm = cm + confusion_matrix(oracle_classes(s, y) if r.oracle else s, y, K)
+            cm = cm + confusion_matrix(keep_true_classes(s, y) if r.oracle else s, y, K)
     figures = dict(miou=mean_iou(cm, background=dls.info.background), pixel_acc=pixel_accuracy(cm), mean_acc=mean_accuracy(cm))
     learnt = {n: p.tolist() for part in (how, sharpen) if isinstance(part, nn.Module) for n, p in part.named_parameters()}
     return {k: v.item() for k, v in figures.items()}, learnt

@@ -11,56 +11,61 @@ from .backbones import conv_bn_relu
 from .segmentor import Segmentor, upsample
 
 # %% auto #0
-__all__ = ['RefineHead', 'WithScores', 'refined']
+__all__ = ['RefinementHead', 'RefinementBackbone', 'refinement_net']
 
 # %% ../../nbs/models/15_refinement.ipynb #9b62cb6c
-class RefineHead(nn.Module):
+class RefinementHead(nn.Module):
     "Coarse scores, corrected by what finer maps show (Lin et al. 2017, figure 12)"
     losses = ()
     def __init__(self,
         channels: list[int],  # of the trunk's maps, fine to coarse, and of the scores: K
         width: int = 32,      # of all inner maps
-    ):
+    ) -> None:
         super().__init__()
         check_positive(width=width)
         *fine, K = channels
-        self.look = nn.ModuleList([nn.Sequential(conv_bn_relu(c, width), conv_bn_relu(width, width)) for c in fine])
-        self.join = nn.Sequential(conv_bn_relu(width*len(fine) + K, width), conv_bn_relu(width, width), nn.Conv2d(width, K, 3, padding=1))
-        nn.init.zeros_(self.join[-1].weight); nn.init.zeros_(self.join[-1].bias)
+        self.fine = nn.ModuleList([nn.Sequential(conv_bn_relu(c, width), conv_bn_relu(width, width)) for c in fine])
+        self.fuse = nn.Sequential(conv_bn_relu(width*len(fine) + K, width), conv_bn_relu(width, width),
+                                  nn.Conv2d(width, K, 3, padding=1))
+        nn.init.zeros_(self.fuse[-1].weight)
+        nn.init.zeros_(self.fuse[-1].bias)
 
-    def forward(self, maps):
-        *fine, z = maps
-        fine = [upsample(look(f), z.shape[-2:]) for look, f in zip(self.look, fine)]
-        return {'logits': z + self.join(torch.cat([*fine, z], 1))}
+    def forward(self, maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        *maps, z = maps
+        fine = [upsample(convs(f), z.shape[-2:]) for convs, f in zip(self.fine, maps)]
+        return {'logits': z + self.fuse(torch.cat([*fine, z], 1))}
 
 # %% ../../nbs/models/15_refinement.ipynb #7f87f8e6
 _LOWEST = -103.  # log-probability, about the log of the smallest number that float32 can hold
 
-class WithScores(nn.Module):
+class RefinementBackbone(nn.Module):
     "A trunk's maps, and the log-probabilities (B, K, ⌈H/stride⌉, ⌈W/stride⌉) of a model that stays as it is"
     def __init__(self,
         trunk: nn.Module,    # a backbone
         coarse: nn.Module,   # images (B, 3, H, W) → (B, K, H, W) in evaluation
         n_classes: int,      # K
         stride: int = 2,     # pixels between two scores
-    ):
+    ) -> None:
         super().__init__()
         self.trunk, self.coarse, self.stride = trunk, coarse.requires_grad_(False), stride
         self.channels, self.strides = [*trunk.channels, n_classes], [*trunk.strides, stride]
 
-    def train(self, mode=True): super().train(mode); self.coarse.eval(); return self
+    def train(self, mode: bool = True) -> RefinementBackbone:
+        super().train(mode)
+        self.coarse.eval()
+        return self
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         with torch.no_grad(): z = finite_scores(self.coarse(x), 'coarse scores').log_softmax(1).clamp(min=_LOWEST)
         return [*self.trunk(x), upsample(z, [-(-n//self.stride) for n in x.shape[-2:]])]
 
-def refined(
+def refinement_net(
     coarse: nn.Module,  # a trained model
     trunk: nn.Module,   # a backbone whose maps show edges
     n_classes: int,     # K
     stride: int = 2,    # pixels between two of the new scores
-    **options,          # of `RefineHead`
+    **options,          # of `RefinementHead`
 ) -> Segmentor:
     "A model whose scores are corrected by finer maps; what is trained are trunk and correction"
-    maps = WithScores(trunk, coarse, n_classes, stride)
-    return Segmentor(maps, RefineHead(maps.channels, **options))
+    backbone = RefinementBackbone(trunk, coarse, n_classes, stride)
+    return Segmentor(backbone, RefinementHead(backbone.channels, **options))

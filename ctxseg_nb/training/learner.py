@@ -162,7 +162,7 @@ class _Groups:
 # %% ../../nbs/training/55_learner.ipynb #f90a3b6d
 class AccumulateGradients(Callback):
     "A step of the optimiser after every `n` batches, and at the end of an epoch, with the gradient of one batch of them all"
-    order, run_valid, decides = 45, False, ('n',)   # behind those who share out the batches of several processes, before the recorder
+    order, run_valid, run_options = 45, False, ('n',)   # behind those who share out the batches of several processes, before the recorder
     def __init__(self,
         n: int,  # batches to a step
     ):

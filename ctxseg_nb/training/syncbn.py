@@ -26,7 +26,7 @@ def _total(group, *parts):
 def _count(x): return x.new_full((1,), x.numel()//x.shape[1], dtype=torch.float64)
 
 def _moments_once(x, group):
-    "n (1,), μ and σ² (C,) by one all-reduce (Zhang et al. 2018, eq. 2); sums about the device's own mean c, put together in float64"
+    "n (1,), μ and σ² (C,) by one all-reduce (Zhang et al. 2018, eq. 2), of sums about the device's own mean c"
     n, full = _count(x), at_least_float32(x)
     c = full.sum(_axes(x))/n.clamp(min=1).to(full.dtype)
     d = full - _row(c, x)
@@ -65,26 +65,30 @@ class _Normalise(torch.autograd.Function):
         return dx, *[g if need else None for g, need in zip((dweight, dbias), ctx.needs_input_grad[1:3])], *[None]*5
 
 # %% ../../nbs/training/57_syncbn.ipynb #0102668f
-def _synchronise(group):
+def _has_peers(group):
     "Are there other devices in the group?"
     if not (dist.is_available() and dist.is_initialized()): return False
     size = dist.get_world_size(group)
-    if size < 1: raise ValueError('synchronised batch norm: this process is not in the process_group that it was given')
+    if size < 1:
+        raise ValueError('synchronised batch norm: this process is not in the process_group that it was given')
     return size > 1
 
 # %% ../../nbs/training/57_syncbn.ipynb #25787a98
 class _Synchronised:
     "A batch norm whose moments in training are those of all devices; `moments` says how"
-    def __init__(self, *args, process_group=None, **kwargs):
+    def __init__(self, *args, process_group: dist.ProcessGroup | None = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.process_group = process_group
 
-    def forward(self, x):
-        if not self.training or not _synchronise(self.process_group): return super().forward(x)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or not _has_peers(self.process_group): return super().forward(x)
         self._check_input_dim(x)
-        if x.shape[1] != self.num_features: raise ValueError(f'expected {self.num_features} channels, found {x.shape[1]} in {tuple(x.shape)}')
+        if x.shape[1] != self.num_features:
+            raise ValueError(f'expected {self.num_features} channels, found {x.shape[1]} in {tuple(x.shape)}')
         with torch.no_grad(): n, mean, var = self.moments(x, self.process_group)
-        if x.numel() <= x.shape[1] and n < 2: raise ValueError(f'expected more than 1 value per channel when training, found {n.item():.0f} on all devices')
+        if x.numel() <= x.shape[1] and n < 2:
+            raise ValueError('expected more than 1 value per channel when training, '
+                             f'found {n.item():.0f} on all devices')
         if self.track_running_stats: self._track(mean, var*n/(n - 1))
         return _Normalise.apply(x, self.weight, self.bias, n, mean, var, self.eps, self.process_group)
 
@@ -95,11 +99,13 @@ class _Synchronised:
 
 # %% ../../nbs/training/57_syncbn.ipynb #4f0755bb
 class SyncOnceBatchNorm2d(_Synchronised, nn.BatchNorm2d):
-    "`nn.BatchNorm2d` over all devices of `process_group` (all there are, where not given); one all-reduce forward, one backward (Zhang et al. 2018, appendix A)"
+    """`nn.BatchNorm2d` over all devices of `process_group` (all there are, where not given);
+    one all-reduce forward, one backward (Zhang et al. 2018, appendix A)"""
     moments = staticmethod(_moments_once)
 
 class SyncTwiceBatchNorm2d(_Synchronised, nn.BatchNorm2d):
-    "`nn.BatchNorm2d` over all devices of `process_group` (all there are, where not given); two all-reduces forward, one backward (Shen and Zeng 2019, Algorithm 1)"
+    """`nn.BatchNorm2d` over all devices of `process_group` (all there are, where not given);
+    two all-reduces forward, one backward (Shen and Zeng 2019, Algorithm 1)"""
     moments = staticmethod(_moments_twice)
 
 class SyncOnceBatchNorm1d(_Synchronised, nn.BatchNorm1d):
@@ -111,30 +117,35 @@ class SyncTwiceBatchNorm1d(_Synchronised, nn.BatchNorm1d):
     moments = staticmethod(_moments_twice)
 
 # %% ../../nbs/training/57_syncbn.ipynb #6feba7ed
-_KINDS = dict(once=(SyncOnceBatchNorm1d, SyncOnceBatchNorm2d), twice=(SyncTwiceBatchNorm1d, SyncTwiceBatchNorm2d), torch=(nn.SyncBatchNorm,)*2)
-_PLAIN = (nn.BatchNorm2d.forward, _Synchronised.forward, nn.SyncBatchNorm.forward)
+_KINDS = dict(once=(SyncOnceBatchNorm1d, SyncOnceBatchNorm2d), twice=(SyncTwiceBatchNorm1d, SyncTwiceBatchNorm2d),
+              torch=(nn.SyncBatchNorm,)*2)
+_NORMS_ONLY = (nn.BatchNorm2d.forward, _Synchronised.forward, nn.SyncBatchNorm.forward)
 
-def _then_act(norm, args, y): return norm.act(norm.drop(y))
+def _drop_and_activate(norm, args, y): return norm.act(norm.drop(y))   # what a norm of timm does after the norm
 
 def _counterpart(name, norm, kind):
     "The class that `norm` gets. Raises `ValueError` where there is none"
-    known = type(norm).forward in _PLAIN or hasattr(norm, 'act') and hasattr(norm, 'drop')
+    known = type(norm).forward in _NORMS_ONLY or hasattr(norm, 'act') and hasattr(norm, 'drop')
     bases = (nn.BatchNorm1d, nn.BatchNorm2d, *[nn.SyncBatchNorm]*(kind == 'torch'))
     found = [cls for base, cls in zip(bases, (*_KINDS[kind], nn.SyncBatchNorm)) if isinstance(norm, base)]
     if known and found: return found[0]
-    raise ValueError(f'{name or "model"}: expected BatchNorm1d, BatchNorm2d or a BatchNormAct2d of timm, found {type(norm).__name__}, which {kind!r} cannot synchronise')
+    raise ValueError(f'{name or "model"}: expected BatchNorm1d, BatchNorm2d or a BatchNormAct2d of timm, '
+                     f'found {type(norm).__name__}, which {kind!r} cannot synchronise')
 
 # %% ../../nbs/training/57_syncbn.ipynb #75bb281a
 def convert_sync_bn(
     model: nn.Module,    # changed in place
-    process_group=None,  # of `torch.distributed`: who shares statistics; all processes where not given
+    process_group: dist.ProcessGroup | None = None,  # who shares statistics; all processes where not given
     kind: str | None = None,  # 'torch', 'once' or 'twice'; where not given 'torch' for a model on CUDA, else 'once'
 ) -> nn.Module:  # `model`
-    "Synchronise all batch norms of `model`; parameters and buffers stay the same objects. Raises `ValueError` naming a norm that cannot be"
+    """Synchronise all batch norms of `model`; parameters and buffers stay the same objects.
+    Raises `ValueError` naming a norm that cannot be"""
     kind = kind or ('torch' if any(p.is_cuda for p in model.parameters()) else 'once')
-    if kind not in _KINDS: raise ValueError(f'unknown kind of synchronised batch norm {kind!r}: expected one of {", ".join(_KINDS)}')
-    norms = {m: _counterpart(name, m, kind) for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
-    for m, cls in norms.items():
-        if type(m).forward not in _PLAIN: m.register_forward_hook(_then_act, prepend=True)
+    if kind not in _KINDS:
+        raise ValueError(f'unknown kind of synchronised batch norm {kind!r}: expected one of {", ".join(_KINDS)}')
+    norms = {name: m for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    classes = {m: _counterpart(name, m, kind) for name, m in norms.items()}   # all of them, before one is changed
+    for m, cls in classes.items():
+        if type(m).forward not in _NORMS_ONLY: m.register_forward_hook(_drop_and_activate, prepend=True)
         m.__class__, m.process_group = cls, process_group
     return model
