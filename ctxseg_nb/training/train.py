@@ -128,7 +128,7 @@ def _run_callbacks(config, out, resume, steps, settings):
     if config.pairs_per_step:
         multiple = OPTIMISERS[config.opt]['head_lr'] if config.head_lr is None else config.head_lr
         own = {k: v for k, v in dict(mom=config.momentum, wd=config.weight_decay).items() if v is not None}
-        cbs.append(AsyncPairwiseUpdate(config.lr*multiple, n=config.pairs_per_step, **own))
+        cbs.append(AsyncPairwiseUpdate(config.lr*multiple, pairs_per_step=config.pairs_per_step, **own))
     return cbs
 
 # %% ../../nbs/training/60_train.ipynb #456d002b
