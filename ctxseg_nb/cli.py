@@ -329,7 +329,7 @@ def _follow(recipe, override, path, out, seed, resume, start, steps, workers, de
     r = _recipe(recipe, override)
     _train_on(device)
     if not path: raise ValueError(f'--recipe {recipe} needs --path, the folder of the data set {r.data}')
-    learn, figures = follow(r, path, out, seed, resume, steps, start, workers, dict(made_with=environment()))
+    learn, figures = follow(r, path, out, seed, resume, steps, start, workers, dict(environment=environment()))
     if figures is None: return
     if learn.recorder.losses: _curves(learn, f'{out}/curves.png')
     _print_figures(figures)
@@ -375,7 +375,7 @@ def experiment(
     seeds: Count = 3,         # seeds 0 to seeds-1
     path: str = None,         # folder of the data set, where one is needed
     weights: str = None,      # imagenet, or a safetensors file, where they are needed
-    arms: str = None,         # names, as in fcn,gap; all where not given
+    variants: str = None,     # names, as in fcn,gap; all where not given
     out: Folder = 'nbs/results',  # folder of the JSON file
     device: str = 'auto',     # to compute on: auto, cuda, cuda:1, mps or cpu
 ):
@@ -383,22 +383,16 @@ def experiment(
     return Mode(_experiments, 'with a name') if names else Mode(_list_experiments, 'without a name: the comparisons are listed')
 
 # %% ../nbs/cli.ipynb #5e0c1a08
-def _all_experiments():
-    "Every comparison by name, after the modules that hold them are imported"
-    import ctxseg_nb.experiments.suites, ctxseg_nb.experiments.guidance_ablation, ctxseg_nb.experiments.tta_ablation, ctxseg_nb.experiments.crf_ablation
-    from ctxseg_nb.experiments.runner import EXPERIMENTS
-    return EXPERIMENTS
-
 def _list_experiments():
-    for e in _all_experiments().values(): print(f'{e.name:18}{e.about}; {", ".join(e.arms)}')
+    from ctxseg_nb.experiments.runner import EXPERIMENTS
+    for e in EXPERIMENTS.values(): print(f'{e.name:18}{e.about}; {", ".join(e.variants)}')
 
-def _experiments(names, seeds, path, weights, arms, out, device):
+def _experiments(names, seeds, path, weights, variants, out, device):
     from ctxseg_nb.experiments.runner import check_experiment, print_results, run_experiment
-    _all_experiments()
     _train_on(device)
-    arms, inputs = arms and arms.split(','), {k: v for k, v in dict(path=path, weights=weights).items() if v}
-    for name in names: check_experiment(name, arms, inputs)
-    for name in names: print_results(run_experiment(name, seeds, out, arms=arms, **inputs))
+    variants, inputs = variants and variants.split(','), {k: v for k, v in dict(path=path, weights=weights).items() if v}
+    for name in names: check_experiment(name, variants, inputs)
+    for name in names: print_results(run_experiment(name, seeds, out, variants=variants, **inputs))
 
 # %% ../nbs/cli.ipynb #b21b4d05
 @command
@@ -416,9 +410,7 @@ def _list_benchmarks():
 
 def _benchmarks(names, out, device):
     from ctxseg_nb.experiments.benchmarks import BENCHMARKS, run_benchmark
-    from ctxseg_nb.core import unknown_name
-    for name in names:
-        if name not in BENCHMARKS: raise unknown_name('benchmark', name, BENCHMARKS)
+    for name in names: BENCHMARKS[name]   # raises for an unknown one
     options = dict(device=str(_device(device))) if device else {}
     for name in names: run_benchmark(name, out, **options)
 

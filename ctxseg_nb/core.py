@@ -258,7 +258,9 @@ class Registry(Mapping):
         return add
 
     @staticmethod
-    def _origin(entry) -> str: return getattr(getattr(entry, 'func', entry), '__qualname__', str(entry))
+    def _origin(entry) -> str:
+        "Who an entry is: its own word for it, or the name of its function or class"
+        return getattr(entry, 'origin', None) or getattr(getattr(entry, 'func', entry), '__qualname__', str(entry))
 
     def _all(self) -> dict:
         if not self._complete:

@@ -255,13 +255,13 @@ experiment scene | unknown experiment 'scene'; did you mean scenes
 experiment scenes scene | unknown experiment 'scene'
 experiment '' | expected a word, found nothing
 experiment --seeds 2 | --seeds does not apply without a name
-experiment --arms fcn | --arms does not apply without a name
+experiment --variants fcn | --variants does not apply without a name
 experiment --path {camvid} | --path does not apply without a name
 experiment --out {folder} | --out does not apply without a name
-experiment scenes --arms fnc | has no arm 'fnc'; fcn
-experiment scenes --arms '' | --arms; found nothing
-experiment scenes --arms fcn,,gap | has no arm ''
-experiment scenes --arms 'fcn gap' | has no arm 'fcn gap'
+experiment scenes --variants fnc | has no variant 'fnc'; fcn
+experiment scenes --variants '' | --variants; found nothing
+experiment scenes --variants fcn,,gap | has no variant ''
+experiment scenes --variants 'fcn gap' | has no variant 'fcn gap'
 experiment scenes --path {camvid} | 'scenes' does not use --path
 experiment scenes --weights imagenet | 'scenes' does not use --weights
 experiment camvid | needs the folder of the data set: --path

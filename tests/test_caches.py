@@ -158,7 +158,7 @@ RUN = '''
 import sys, time
 import numpy as np
 from ctxseg_nb.experiments.runner import Experiment, register_experiment, run_experiment
-def throw(seed, **arm):
+def throw(config):
     time.sleep(.3)
     return dict(miou=np.random.default_rng().random()), np.ones((4, 2, 3), int)
 register_experiment(Experiment('twice', 'the same by two', throw, dict(fcn={}, gap={})))
@@ -177,7 +177,7 @@ def test_two_processes_make_each_run_once(tmp_path):
             p.stdin.flush()
         told = [runs_told(p) for p in pair]
         runs = read_results(tmp_path/out/'twice.json')['runs']
-        assert sorted((r['arm'], r['seed']) for r in runs) == [('fcn', 0), ('fcn', 1), ('gap', 0), ('gap', 1)]
+        assert sorted((r['variant'], r['seed']) for r in runs) == [('fcn', 0), ('fcn', 1), ('gap', 0), ('gap', 1)]
         assert sum(told) == 4   # lines about a finished run
     for p in pair: p.communicate(timeout=60)
 

@@ -5,7 +5,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from ctxseg_nb.core import IGNORE, default_device
 from ctxseg_nb.crf.dense import DenseCRF, boundary_band
 from ctxseg_nb.crf.guided import GuidanceCRF, guided_filter
-from ctxseg_nb.experiments.suites import Tint
+from ctxseg_nb.experiments.suites import IlluminationShift
 from ctxseg_nb.experiments.frozen_features import OnFeatures, presence_scores, score_features
 from ctxseg_nb.experiments.crf_ablation import DENSE, after_dense
 from ctxseg_nb.evaluation.tta import LearnedEnsemble, tta_predictions
@@ -143,7 +143,7 @@ def test_a_guided_model_with_its_field():
 
 
 def test_another_light():
-    light = there(Tint((40, 5, -40)))
+    light = there(IlluminationShift((40, 5, -40)))
     with SecondDevice(): assert is_elsewhere(light(images(4, 5)))
 
 

@@ -10,15 +10,17 @@ from statistics import median
 from typing import Callable
 import torch
 from .runner import environment
-from ..core import default_device, tune_malloc, progress, write_json
+from ..core import Registry, default_device, tune_malloc, progress, write_json
 from ..crf.guided import guided_filter
-from ..evaluation.sliding_window import Predictor
-from ..core import unknown_name
+from ..evaluation.sliding_window import predict_multiscale
 from ..models.segmentor import create_model
 from ..training.losses import SegmentationLoss
 
+BENCHMARKS = Registry('benchmark', 'ctxseg_nb.experiments')
+
+
 # %% auto #0
-__all__ = ['TRAINING_STEP', 'FORM', 'SECONDS', 'PEAK', 'ENCODING', 'COOCCURRENCE', 'UPDATE', 'PAIRS', 'BENCHMARKS',
+__all__ = ['BENCHMARKS', 'TRAINING_STEP', 'FORM', 'SECONDS', 'PEAK', 'ENCODING', 'COOCCURRENCE', 'UPDATE', 'PAIRS',
            'side_by_side', 'seconds_of', 'number_in_process', 'memory_benchmark', 'peak_of', 'compare_forms',
            'encoding_benchmark', 'cooccurrence_benchmark', 'update_benchmark', 'pairs_benchmark', 'guided_benchmark',
            'windows_benchmark', 'images_per_second', 'speed_benchmark', 'run_benchmark']
@@ -74,6 +76,7 @@ x, y = torch.randn({bs}, 3, {size}, {size}), torch.randint(0, 24, ({bs}, {size},
 print(seconds_of(lambda: loss(model(x), y).backward(), n={n}))
 '''
 
+@BENCHMARKS.register('memory')
 def memory_benchmark(
     bs: int = 16,     # pictures a batch
     size: int = 96,   # pixels
@@ -139,6 +142,8 @@ def naive(x, d, s):
     return (a[..., None]*r).sum(1)
 x, d, s = (torch.randn(*shape, requires_grad=True) for shape in (({B}, {C}, {N}), ({K}, {C}), ({K},)))
 """
+
+@BENCHMARKS.register('encoding')
 def encoding_benchmark(
     B: int = 4,     # maps
     C: int = 512,   # channels
@@ -158,6 +163,8 @@ u, v, psi = (torch.randn(s, dtype=torch.{dtype}, requires_grad=True) for s in ((
 prior = torch.full((H, K), 1/K, requires_grad=True)
 def explicit(u, v, psi, prior): return cooccurrence_prob(u, v, prior).to(psi) @ (psi*dropout(psi.new_ones(H, N_c, 1), .1))
 """
+
+@BENCHMARKS.register('cooccurrence')
 def cooccurrence_benchmark(
     side: int = 129,  # of the map, cells
     C: int = 512,     # channels
@@ -192,6 +199,7 @@ y[:, :4], p = 255, torch.ones((), requires_grad=True)
 """
 
 # %% ../../nbs/experiments/64_benchmarks.ipynb #22e51bf6
+@BENCHMARKS.register('update')
 def update_benchmark(
     B: int = 4,       # maps
     C: int = 512,     # channels
@@ -214,6 +222,8 @@ def concatenated():
     return net.out(relu(linear(torch.cat([f[p], f[q]], 1), W, net.p.bias)))
 def split(): return net(f, torch.stack([p, q])).flatten(1)
 """
+
+@BENCHMARKS.register('pairs')
 def pairs_benchmark(
     side: int = 35,  # of the map, cells
     C: int = 4608,   # channels
@@ -224,6 +234,7 @@ def pairs_benchmark(
     return compare_forms('concatenated()', 'split()', PAIRS.format(side=side, C=C, K=K), **options)
 
 # %% ../../nbs/experiments/64_benchmarks.ipynb #83186940
+@BENCHMARKS.register('guided')
 def guided_benchmark(
     size: tuple[int, int] = (375, 500),  # H, W of the picture, pixels
     K: int = 21,        # maps
@@ -242,6 +253,7 @@ def guided_benchmark(
     return side_by_side(ours(radius), opencv, rounds) | dict(wide=side_by_side(ours(40), ours(4), rounds)['ratio'])
 
 # %% ../../nbs/experiments/64_benchmarks.ipynb #9e3f55ae
+@BENCHMARKS.register('windows')
 def windows_benchmark(
     model: str = 'fcn',           # name
     backbone: str = 'resnet50d',  # name
@@ -257,7 +269,7 @@ def windows_benchmark(
     device = default_device(device)
     net, x = create_model(model, n_classes, backbone).to(device).eval(), torch.randn(3, *size, device=device)
     tune_malloc()
-    def way(bs): return lambda: seconds_of(lambda: Predictor(net, flip=True, crop=crop, batch_size=bs)(x), n, warmup=1)
+    def way(bs): return lambda: seconds_of(lambda: predict_multiscale(net, x, (1,), crop, bs=bs), n, warmup=1)
     return side_by_side(way(1), way(bs), rounds)
 
 # %% ../../nbs/experiments/64_benchmarks.ipynb #652295f6
@@ -284,25 +296,24 @@ def images_per_second(
     return bs/seconds_of(step, n)
 
 # %% ../../nbs/experiments/64_benchmarks.ipynb #4db0c6a9
+@BENCHMARKS.register('speed')
 def speed_benchmark(
     device: str = 'auto',  # as `default_device` knows it
 ) -> dict[str, float]:  # images/s
     "Crops of 480×480 a second, in training, of FCN, EncNet, CFNet and MCIBI on ResNet-50d"
     return {f'{m}_images_per_second': images_per_second(m, device=device) for m in progress(('fcn', 'encnet', 'cfnet', 'mcibi'), 'models')}
 
-BENCHMARKS = dict(memory=memory_benchmark, encoding=encoding_benchmark, cooccurrence=cooccurrence_benchmark, update=update_benchmark, pairs=pairs_benchmark, guided=guided_benchmark, windows=windows_benchmark, speed=speed_benchmark)
-
 def run_benchmark(
     name: str,  # one of `BENCHMARKS`
     out: str | Path = 'nbs/results',  # folder of the JSON file
     **options,  # to its function
-) -> dict:  # what it found, 'about' and 'made_with'
+) -> dict:  # what it found, 'about' and 'environment'
     "Run a benchmark, print and store its result. Raises `ValueError` for an unknown name, and a device for one that has no choice"
-    if name not in BENCHMARKS: raise unknown_name('benchmark', name, BENCHMARKS)
-    takes = inspect.signature(BENCHMARKS[name]).parameters
+    benchmark = BENCHMARKS[name]
+    takes = inspect.signature(benchmark).parameters
     if not {'device', 'options'} & set(takes) and options.pop('device', 'cpu') != 'cpu': raise ValueError(f'benchmark {name}: computes on the CPU only')
-    found = {k: float(f'{v:.4g}') for k, v in BENCHMARKS[name](**options).items()}
-    found |= dict(about=BENCHMARKS[name].__doc__, options=options, made_with=environment())
+    found = {k: float(f'{v:.4g}') for k, v in benchmark(**options).items()}
+    found |= dict(about=benchmark.__doc__, options=options, environment=environment())
     write_json(Path(out)/f'benchmark-{name}.json', found)
     for k, v in found.items(): print(f'{k}: {v}')
     return found

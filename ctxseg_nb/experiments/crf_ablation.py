@@ -5,31 +5,33 @@
 # %% ../../nbs/experiments/22_crf_ablation.ipynb #82cd355e
 from __future__ import annotations
 from copy import deepcopy
+from dataclasses import replace
 import numpy as np
 import torch
-from fastai.basics import set_seed
-from .runner import *
-from .suites import PHOTOS, SCENES, figures_of, trained
+from torch import nn
+from .runner import Experiment, register_experiment
+from ..evaluation.evaluator import figures_of, image_counts, mean_iou_of
+from .suites import PHOTOS, SCENES
 from ..core import IGNORE, IMAGENET_STATS, labels_of
 from ..crf.dense import DenseCRF, boundary_band
-from ..data.dataloaders import dataset_dls, scenes_dls
-from ..data.dataset import open_dataset
 from ..models.backbones import create_backbone
 from ..models.deepcrf import deepcrf
-from ..models.refinement import refinement_net
-from ..models.segmentor import create_model, upsample
+from ..models.refinement import refined
+from ..models.segmentor import upsample
+from ..training.config import TrainConfig
+from ..training.train import fit_model, train
 from ..evaluation.metrics import calibration_error, reliability
 
 # %% auto #0
-__all__ = ['NARROW', 'DENSE', 'PYRAMID', 'FULL', 'BOTH', 'CORRECTED', 'judge', 'after_dense', 'prefixed', 'corrected', 'joint',
-           'crf_arm', 'edges_arm']
+__all__ = ['judge', 'after_dense', 'prefixed', 'score_corrections', 'joint', 'crf_network', 'run_crf', 'run_corrections',
+           'crf_variant']
 
 # %% ../../nbs/experiments/22_crf_ablation.ipynb #ca953161
 @torch.no_grad()
 def judge(
     predict,  # images (B, 3, H, W) → scores (B, K, H, W)
     dls,      # `DataLoaders` with `info`
-    change=lambda z, y: z,  # done to the scores first, with the truth at hand: `keep_true_classes` say
+    change=lambda z, y: z,  # done to the scores first, with the truth at hand: `oracle_classes` say
 ) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
     "`figures_of`, with mean IoU within three pixels of an edge ('band') and the expected calibration error ('ece')"
     counts, near, bins = [], [], 0
@@ -53,11 +55,17 @@ def prefixed(prefix, figures):
     "The figures with a prefix"
     return {f'{prefix}_{k}': v for k, v in figures.items()}
 
-def corrected(model, dls, epochs, lr, dense):
+def score_corrections(
+    config: TrainConfig,  # of the network that refines
+    model: nn.Module,     # trained
+    dls,                  # `DataLoaders` with `info`
+    dense: dict,          # options of `DenseCRF`
+) -> dict:  # figures
     "Figures after each of the two corrections"
     figures = prefixed('dense', judge(after_dense(model, **dense), dls)[0])
     trunk = create_backbone('tiny', width=8, output_stride=2)
-    return figures | prefixed('refined', judge(trained(dls, refinement_net(model, trunk, dls.info.n_classes), epochs, lr), dls)[0])
+    refiner = fit_model(config, dls, refined(model, trunk, dls.info.n_classes))
+    return figures | prefixed('refined', judge(refiner, dls)[0])
 
 # %% ../../nbs/experiments/22_crf_ablation.ipynb #da35f513
 def joint(
@@ -70,16 +78,29 @@ def joint(
     return predict
 
 # %% ../../nbs/experiments/22_crf_ablation.ipynb #2c208b73
-def crf_arm(seed, size, n_train, n_valid, bs, epochs, lr, relations, networks=1, refine=0, dense=None, kinds=None, **options):
+def crf_network(
+    config: TrainConfig,
+    n_classes: int,  # K
+    relations: list[str] | None = None,  # in place of those of the configuration
+) -> nn.Module:
+    "A `deepcrf` with the options of a configuration and one FeatMap-Net for all potentials"
+    options = config.model_options if relations is None else config.model_options | dict(relations=relations)
+    return deepcrf(n_classes, shared_features=True, backbone_options=config.backbone_options, **options)
+
+def run_crf(
+    config: TrainConfig,
+    networks: int = 1,  # further ones give a unary only
+    refine: int = 0,    # epochs of the network that corrects; no corrections where 0
+    dense: dict | None = None,  # options of the `DenseCRF` that corrects
+) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
     "A `deepcrf` on the embedded scenes: its marginals, its unary alone ('unary_...'), pairs of weight 1 ('sum_...'), further unaries ('with_2_...'), and the corrections"
-    set_seed(seed, reproducible=True)
-    dls = scenes_dls(n_train, n_valid, size, bs, kinds=kinds)
-    def network(relations): return trained(dls, deepcrf(dls.info.n_classes, relations=relations, shared_features=True, **options), epochs, lr)
-    models = [network(r) for r in [relations] + [()]*(networks - 1)]
-    figures, counts = judge(models[0], dls)
-    figures |= prefixed('unary', judge(_unary(models[0]), dls)[0]) | prefixed('sum', judge(_sum(models[0]), dls)[0]) if relations else {}
-    for n in range(2, networks + 1): figures |= prefixed(f'with_{n}', judge(joint(models[:n]), dls)[0])
-    return figures | (corrected(models[0], dls, refine, lr, dense) if refine else {}), counts
+    learn = train(config, validate=False, make_model=lambda n_classes: crf_network(config, n_classes))
+    dls, model = learn.dls, learn.model.eval()
+    unaries = [fit_model(config, dls, crf_network(config, dls.info.n_classes, [])) for _ in range(networks - 1)]
+    figures, counts = judge(model, dls)
+    figures |= prefixed('unary', judge(_unary(model), dls)[0]) | prefixed('sum', judge(_sum(model), dls)[0]) if config.model_options['relations'] else {}
+    for n in range(2, networks + 1): figures |= prefixed(f'with_{n}', judge(joint([model, *unaries[:n - 1]]), dls)[0])
+    return figures | (score_corrections(replace(config, epochs=refine), model, dls, dense) if refine else {}), counts
 
 def _unary(model): return lambda x: upsample(model.head.potentials(model.backbone(x))[0], x.shape[-2:])
 
@@ -89,27 +110,39 @@ def _sum(model):
     return louder
 
 # %% ../../nbs/experiments/22_crf_ablation.ipynb #56bdccd8
-def edges_arm(seed, path, weights, data, model, epochs, lr, size, bs, refine, dense):
+def run_corrections(
+    config: TrainConfig,
+    path: str,     # folder of the data set
+    weights: str,  # of the backbone
+    refine: int,   # epochs of the network that corrects
+    dense: dict,   # options of the `DenseCRF` that corrects
+) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
     "A model on photographs, and after each of the two corrections"
-    set_seed(seed, reproducible=True)
-    dls = dataset_dls(open_dataset(data, path), tuple(size), bs)
-    net = create_model(model, dls.info.n_classes, 'squeezenet1_0', backbone_options=dict(weights=weights))
-    net = trained(dls, net, epochs, lr, head_lr=10)
-    figures, counts = judge(net, dls)
-    return figures | corrected(net, dls, refine, 4e-3, dense), counts
+    learn = train(replace(config, weights=str(weights)), path, validate=False)
+    dls, model = learn.dls, learn.model.eval()
+    figures, counts = judge(model, dls)
+    return figures | score_corrections(replace(config, epochs=refine, lr=4e-3, head_lr=None), model, dls, dense), counts
 
 # %% ../../nbs/experiments/22_crf_ablation.ipynb #aed44c9b
-NARROW = dict(block_width=32, width=64, scales=[1.], windows=[], pair_weight=.05)
-DENSE = dict(theta_alpha=15, theta_beta=20, theta_gamma=2, w_bilateral=4, w_spatial=1)
-PYRAMID = NARROW | dict(windows=[5, 9])
-FULL = PYRAMID | dict(scales=[1.2, .8, .4])
-BOTH = dict(relations=['surrounding', 'above'])
-CORRECTED = dict(refine=3, dense=DENSE)
+_NARROW = dict(block_width=32, width=64, scales=[1.], windows=[], pair_weight=.05)
+_PYRAMID = _NARROW | dict(windows=[5, 9])
+_FULL = _PYRAMID | dict(scales=[1.2, .8, .4])
+_DENSE = dict(theta_alpha=15, theta_beta=20, theta_gamma=2, w_bilateral=4, w_spatial=1)
+_CORRECTED = dict(refine=3, dense=_DENSE)
 
-register_experiment(Experiment('deepcrf', 'Pairwise potentials on the embedded scenes, beside their own unary, several unaries, and corrections', crf_arm,
-    dict(unary=NARROW | dict(relations=[], networks=4), surrounding=NARROW | dict(relations=['surrounding'], networks=2), above=NARROW | dict(relations=['above']),
-         both=NARROW | BOTH | CORRECTED | dict(networks=2), pyramid=PYRAMID | dict(relations=[]), scales=FULL | CORRECTED | dict(relations=[]),
-         all=FULL | BOTH | CORRECTED),
-    SCENES | dict(n_train=400, bs=8, epochs=20), baseline='unary'))
-register_experiment(Experiment('camvid-edges', 'FCN on CamVid at 240×180, and after the dense and the learnt correction', edges_arm, dict(fcn=dict(model='fcn')),
-    dict(data='camvid', size=[180, 240], bs=8, epochs=8, lr=2e-4, refine=3, dense=dict(theta_alpha=30, theta_beta=7, theta_gamma=3, w_bilateral=4, w_spatial=1)), needs=PHOTOS));
+def crf_variant(
+    options: dict,   # of `deepcrf`
+    *relations: str,  # of the pairwise potentials
+    **run,           # options of `run_crf`
+) -> dict:
+    "A variant that is another `deepcrf`"
+    return dict(model_options=options | dict(relations=list(relations))) | run
+
+register_experiment(Experiment('deepcrf', 'Pairwise potentials on the embedded scenes, beside their own unary, several unaries, and corrections', run_crf,
+    dict(unary=crf_variant(_NARROW, networks=4), surrounding=crf_variant(_NARROW, 'surrounding', networks=2), above=crf_variant(_NARROW, 'above'),
+         both=crf_variant(_NARROW, 'surrounding', 'above', networks=2, **_CORRECTED), pyramid=crf_variant(_PYRAMID), scales=crf_variant(_FULL, **_CORRECTED),
+         all=crf_variant(_FULL, 'surrounding', 'above', **_CORRECTED)),
+    replace(SCENES, model='deepcrf', n_train=400, bs=8, epochs=20), baseline='unary'))
+register_experiment(Experiment('camvid-edges', 'FCN on CamVid at 240×180, and after the dense and the learnt correction', run_corrections, dict(fcn=dict(model='fcn')),
+    TrainConfig(backbone='squeezenet1_0', head_lr=10, data='camvid', size=(180, 240), bs=8, epochs=8, lr=2e-4),
+    dict(refine=3, dense=dict(theta_alpha=30, theta_beta=7, theta_gamma=3, w_bilateral=4, w_spatial=1)), needs=PHOTOS));

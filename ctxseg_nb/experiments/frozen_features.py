@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import fastai.callback.progress, fastai.callback.schedule  # they give Learner no_bar and fit_one_cycle
-from fastai.basics import Callback, CancelValidException, DataLoader, DataLoaders, Learner, OptimWrapper, default_device, set_seed
+from fastai.basics import DataLoader, DataLoaders, Learner, OptimWrapper, default_device, set_seed
 from filelock import FileLock
 from PIL import Image
 from torch import nn
@@ -19,11 +19,12 @@ from ..core import IMAGENET_STATS, atomic_write, checksum, labels_of, progress, 
 from ..models.class_guidance import keep_true_classes
 from ..models.segmentor import create_model
 from ..training.learner import StepProgress, TellProgress
+from ..training.train import NoValidation
 from ..training.losses import SegmentationLoss, class_weights, count_labels
 
 # %% auto #0
 __all__ = ['picture', 'fingerprint', 'frozen_features', 'OnFeatures', 'FeatureSet', 'score_features', 'mean_average_precision',
-           'presence_scores', 'NoValidation', 'adamw', 'train_head', 'frozen_arm']
+           'presence_scores', 'adamw', 'train_head', 'frozen_arm']
 
 # %% ../../nbs/experiments/25_frozen_features.ipynb #2229424a
 def picture(
@@ -178,10 +179,6 @@ def presence_scores(
     return torch.cat([o['presence'] if 'presence' in o else o['logits'].softmax(1).amax((2, 3)) for o in outs]).cpu()
 
 # %% ../../nbs/experiments/25_frozen_features.ipynb #f0d4980f
-class NoValidation(Callback):
-    "Skip the validation pass of every epoch"
-    def before_validate(self): raise CancelValidException
-
 def adamw(params, lr, wd=.05, **kwargs):
     "torch's AdamW for a fastai `Learner`"
     return OptimWrapper(params, torch.optim.AdamW, lr=lr, weight_decay=wd)

@@ -4,73 +4,92 @@
 
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #0b30fa37
 from __future__ import annotations
+from dataclasses import replace
 from functools import partial
+import numpy as np
 import torch
 from torch import nn
 from fastai.basics import set_seed
-from .runner import *
-from .suites import GUIDED_HEAD, PHOTOS, SCENES, trained
+from .runner import Experiment, register_experiment
+from .suites import FROZEN_CLOTHES, GUIDED_HEAD, PHOTOS, SCENES, model_variant
 from .frozen_features import frozen_features, mean_average_precision, train_head
 from .crf_ablation import judge, prefixed
 from ..core import plain
-from ..crf.guided import GuidanceCRF, fit_guidance_crf
-from ..data.dataloaders import dataset_dls, scenes_dls
-from ..data.dataset import open_dataset
-from ..evaluation.sliding_window import Predictor
-from ..evaluation.tta import TTA_SCALES, LearnedEnsemble, ensemble, tta_predictions
+from ..crf.guided import GuidanceCRF
+from ..data.dataloaders import scenes_dls
+from ..evaluation.tta import LearnToCombine, candidates, combine
 from ..models.encnet import presence_target
-from ..models.class_guidance import CRFWrapper, crf_batches, keep_classes, keep_true_classes
-from ..models.segmentor import create_model
+from ..models.class_guidance import WithField, only_classes, oracle_classes, scored
+from ..training.config import TrainConfig
+from ..training.train import config_dataset, config_dls, config_model, fit_model, train
+
 
 # %% auto #0
-__all__ = ['TTAModel', 'add_guidance_crf', 'learned_tta', 'rungs', 'variants', 'presence_of', 'two_stages', 'climb', 'ladder_arm',
-           'photos_ladder_arm']
+__all__ = ['TTAModel', 'with_guidance_crf', 'with_learnt_ensemble', 'table3_models', 'table2_models', 'presence_of', 'two_stages',
+           'score_models', 'run_guidance', 'run_guidance_on_photos']
 
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #757ab8ca
 class TTAModel(nn.Module):
-    "A model that sees three scales and their mirror images: images (B, 3, H, W) → scores (B, K, H, W) of the ensemble"
+    "A model with test-time augmentation: images (B, 3, H, W) → combined scores (B, K, H, W)"
     loss_parts = ()
     def __init__(self,
         model: nn.Module,  # with `outputs`
-        how,               # scores of the views (n, B, K, H, W) → scores (B, K, H, W)
+        how,               # candidates (n, B, K, H, W) → scores (B, K, H, W)
     ):
         super().__init__()
         self.model, self.how = model, how
 
     def outputs(self, x):
-        s, g = tta_predictions(Predictor(self.model, TTA_SCALES, flip=True), x)
-        return {'logits': self.how(s), 'presence': ensemble(g)}
+        s, g = candidates(self.model, x)
+        return {'logits': self.how(s), 'presence': combine(g)}
 
     def forward(self, x): return self.outputs(x)['logits']
 
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #79f4d8a4
-def add_guidance_crf(model, batches, form, learn_lam=True, end_to_end=False, radius=8):
-    "A guidance CRF on top of a model that stays as it is, fitted to `batches`; `learn_lam`: is λ learnt?"
-    crf = GuidanceCRF(radius, form=form).to(batches[0][0].device)
-    crf.lam.requires_grad_(learn_lam)
-    fit_guidance_crf(crf, batches, end_to_end)
-    return CRFWrapper(model, crf).eval()
+def with_guidance_crf(
+    model: nn.Module,  # stays as it is
+    batches: list,     # what the CRF is fitted to: (scores, images, masks) as from `scored`
+    form: str,         # of the compatibility: 'printed' or 'pairwise'
+    learns: bool = True,  # is λ learnt?
+    end_to_end: bool = False,  # fit through mean field, rather than by pieces?
+    radius: int = 8,   # of the windows, pixels
+) -> nn.Module:  # in evaluation mode
+    "A guidance CRF on top of a model, fitted to batches"
+    field = GuidanceCRF(radius, form=form).to(batches[0][0].device)
+    field.lam.requires_grad_(learns)
+    field.fit(batches, end_to_end)
+    return WithField(model, field).eval()
 
-def learned_tta(net, batches, over):
-    "Its six views, with weights that are learnt on `batches`"
-    six = Predictor(net, TTA_SCALES, flip=True)
-    pairs = [(tta_predictions(six, plain(x))[0], plain(y)) for x, y in batches]
-    how = LearnedEnsemble(6, pairs[0][0].shape[2], over).to(pairs[0][0].device)
+def with_learnt_ensemble(
+    net: nn.Module,
+    batches: list,  # (images, masks), to learn from
+    over: str,      # what has weights of its own: 'candidates' or 'avgmax'
+) -> TTAModel:
+    "A model seen at three scales and mirrored, whose six scores are combined with weights that are learnt"
+    pairs = [(candidates(net, plain(x))[0], plain(y)) for x, y in batches]
+    how = LearnToCombine(6, pairs[0][0].shape[2], over).to(pairs[0][0].device)
     how.fit(pairs)
     return TTAModel(net, how)
 
-def rungs(net, batches):
-    "Those of table 3 above the branch, fitted to `batches` of images and masks: models by name"
-    learnt = learned_tta(net, batches, 'views')
-    return dict(pairwise=add_guidance_crf(net, crf_batches(net, batches), 'pairwise'), learnt_candidates=learnt, all=add_guidance_crf(learnt, crf_batches(learnt, batches), 'pairwise'))
+def table3_models(
+    net: nn.Module,
+    batches: list,  # (images, masks), to fit to
+) -> dict[str, nn.Module]:
+    "The lines of table 3 above the branch"
+    learnt = with_learnt_ensemble(net, batches, 'candidates')
+    return dict(pairwise=with_guidance_crf(net, scored(net, batches), 'pairwise'), learnt_candidates=learnt,
+                all=with_guidance_crf(learnt, scored(learnt, batches), 'pairwise'))
 
-def variants(net, batches):
-    "Other fields, and other ways to combine: models by name"
-    seen = crf_batches(net, batches)
-    fields = dict(potts=add_guidance_crf(net, seen, 'additive', False), additive=add_guidance_crf(net, seen, 'additive'))
-    fields |= {f'{form}_end_to_end': add_guidance_crf(net, seen[:1], form, end_to_end=True) for form in ('additive', 'pairwise')}
-    fixed = {name: TTAModel(net, partial(ensemble, how=name)) for name in ('avg', 'max', 'avgmax')}
-    return fields | fixed | dict(learnt_avgmax=learned_tta(net, batches, 'avgmax'))
+def table2_models(
+    net: nn.Module,
+    batches: list,  # (images, masks), to fit to
+) -> dict[str, nn.Module]:
+    "Other forms of the CRF, and the other ways of table 2 to combine"
+    seen = scored(net, batches)
+    found = dict(potts=with_guidance_crf(net, seen, 'printed', False), printed=with_guidance_crf(net, seen, 'printed'))
+    found |= {f'{form}_end_to_end': with_guidance_crf(net, seen[:1], form, end_to_end=True) for form in ('printed', 'pairwise')}
+    found |= {name: TTAModel(net, partial(combine, how=name)) for name in ('avg', 'max', 'avgmax')}
+    return found | dict(learnt_avgmax=with_learnt_ensemble(net, batches, 'avgmax'))
 
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #2ee4da9f
 @torch.no_grad()
@@ -81,51 +100,64 @@ def presence_of(model, dls):
 
 def two_stages(fcn, classifier):
     "Images → logits of `fcn` with the classes struck out that `classifier` does not find (Shen & Zeng 2019, section 3.1)"
-    return lambda x: keep_classes(fcn(x), (classifier.outputs(x)['presence'] > 0).int())
+    return lambda x: only_classes(fcn(x), (classifier.outputs(x)['presence'] > 0).int())
 
-def climb(net, fcn, models, dls):
+def score_models(
+    net: nn.Module,  # the guided network
+    fcn: nn.Module,  # the first of the two stages
+    models: dict[str, nn.Module],  # of `table3_models` and `table2_models`
+    dls,             # `DataLoaders` with `info`
+) -> dict:  # figures
     "Figures of two stages, of `models` on top of `net`, of the one named 'all' with the classes given away, and how well it knows the classes"
-    figures = prefixed('stages', judge(two_stages(fcn, net), dls)[0]) | prefixed('all_oracle', judge(models['all'], dls, keep_true_classes)[0])
+    figures = prefixed('stages', judge(two_stages(fcn, net), dls)[0]) | prefixed('all_oracle', judge(models['all'], dls, oracle_classes)[0])
     for name, m in models.items():
         figures |= prefixed(name, judge(m, dls)[0])
-        if isinstance(m, CRFWrapper): figures |= prefixed(name, {k: p.item() for k, p in m.crf.named_parameters()})
+        if isinstance(m, WithField): figures |= prefixed(name, {k: p.item() for k, p in m.field.named_parameters()})
     scores, there = presence_of(net, dls)
     return figures | dict(presence_map=mean_average_precision(scores, there.bool()))
 
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #ae88a5ad
-def ladder_arm(seed, model, epochs, lr, bs, size, n_train, n_valid, n_more=0, kinds=None, **options):
-    "A model on the embedded scenes, with the classes given away ('oracle_...'); with `n_more` further scenes all rungs of a guided one, and two stages"
-    set_seed(seed, reproducible=True)
-    dls = scenes_dls(n_train, n_valid, size, bs, kinds=kinds)
-    def network(name, **options): return trained(dls, create_model(name, dls.info.n_classes, **options), epochs, lr)
-    net = network(model, **options)
+def run_guidance(
+    config: TrainConfig,
+    n_more: int = 0,  # further scenes, to which all that comes after the network is fitted
+) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
+    "A model on the embedded scenes, with the classes given away ('oracle_...'); with further scenes all models of tables 2 and 3, and two stages"
+    learn = train(config, validate=False)
+    net, dls = learn.model.eval(), learn.dls
     figures, counts = judge(net, dls)
-    figures |= prefixed('oracle', judge(net, dls, keep_true_classes)[0])
+    figures |= prefixed('oracle', judge(net, dls, oracle_classes)[0])
     if n_more:
-        plain_fcn, more = network('fcn'), list(scenes_dls(n_more, 1, size, bs, seed=1, kinds=kinds).train)
-        figures |= climb(net, plain_fcn, rungs(net, more) | variants(net, more), dls)
+        fcn = fit_model(replace(config, model='fcn', model_options={}), dls)
+        more = list(scenes_dls(n_more, 1, config.picture_size[0], config.bs, seed=1, **config.data_options).train)
+        figures |= score_models(net, fcn, table3_models(net, more) | table2_models(net, more), dls)
     return figures, counts
 
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #a79c075b
-def photos_ladder_arm(seed, path, weights, data, size, bs, min_photos, n_more, head, folder='.cache/features', **options):
-    "FCN ('fcn_...'), and a guided network with all rungs, on photographs"
-    ds, size = open_dataset(data, path, min_photos=min_photos), tuple(size)
-    dls, more = dataset_dls(ds, size, bs), dataset_dls(ds, size, bs, n_train=n_more)
-    kept, K = [p not in more.train_ds.items for p in ds.split('train')], ds.info.n_classes
-    def network(name, **head):
-        set_seed(seed, reproducible=True)
-        net = create_model(name, K, 'squeezenet1_0', backbone_options=dict(weights=weights), **head)
-        maps, masks = frozen_features(ds, 'train', size, net.backbone, folder)
-        train_head(net, maps[kept], masks[kept], K, **options)
+def run_guidance_on_photos(
+    config: TrainConfig,
+    path: str,     # folder of the data set
+    weights: str,  # of the backbone
+    n_more: int,   # training photographs that are kept back from the networks, to fit what comes after
+    folder: str = '.cache/features',  # of the stored features
+) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
+    "FCN ('fcn_...'), and a guided network with all models of table 3, on photographs"
+    ds, config = config_dataset(config, path), replace(config, weights=str(weights))
+    dls, more = config_dls(config, path), config_dls(replace(config, n_train=n_more), path)
+    kept, n_classes = [p not in more.train_ds.items for p in ds.split('train')], ds.info.n_classes
+    def network(config):
+        set_seed(config.seed, reproducible=True)
+        net = config_model(config, n_classes)
+        maps, masks = frozen_features(ds, 'train', config.picture_size, net.backbone, folder)
+        train_head(net, maps[kept], masks[kept], n_classes, epochs=config.epochs, lr=config.lr)
         return net.eval()
-    fcn, net = network('fcn'), network('guided', **head)
+    fcn, net = network(replace(config, model='fcn', model_options={})), network(config)
     figures, counts = judge(net, dls)
     figures |= prefixed('fcn', judge(fcn, dls)[0])
-    for name, z in (('oracle', net), ('fcn_oracle', fcn)): figures |= prefixed(name, judge(z, dls, keep_true_classes)[0])
-    return figures | climb(net, fcn, rungs(net, list(more.train)), dls), counts
+    for name, z in (('oracle', net), ('fcn_oracle', fcn)): figures |= prefixed(name, judge(z, dls, oracle_classes)[0])
+    return figures | score_models(net, fcn, table3_models(net, list(more.train)), dls), counts
 
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #d4980900
-register_experiment(Experiment('guidance', 'Class guidance on the embedded scenes: classification branch, field, six views, two stages, and the classes given away', ladder_arm,
-    dict(fcn=dict(model='fcn'), guided=dict(model='guided', rate=1, n_more=48)), SCENES))
-register_experiment(Experiment('ccp-ladder', 'Class guidance on frozen SqueezeNet features of Clothing Co-Parsing: all rungs', photos_ladder_arm,
-    dict(guided=dict(head=GUIDED_HEAD)), dict(data='ccp', size=[304, 200], min_photos=35, bs=4, n_more=12, epochs=10, lr=2e-3), needs=PHOTOS));
+register_experiment(Experiment('guidance', 'Class guidance on the embedded scenes: classification branch, CRF, test-time augmentation, two stages, and the classes given away', run_guidance,
+    dict(fcn=model_variant('fcn'), guided=model_variant('guided', rate=1) | dict(n_more=48)), SCENES))
+register_experiment(Experiment('ccp-guidance', 'Class guidance on frozen SqueezeNet features of Clothing Co-Parsing: all of table 3', run_guidance_on_photos,
+    dict(guided=model_variant('guided', **GUIDED_HEAD)), replace(FROZEN_CLOTHES, bs=4), dict(n_more=12), needs=PHOTOS));

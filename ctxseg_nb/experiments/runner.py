@@ -5,16 +5,16 @@
 # %% ../../nbs/experiments/20_runner.ipynb #34a44210
 from __future__ import annotations
 import json, platform, time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Callable
 import numpy as np
 import torch
 from filelock import FileLock
-from ..core import atomic_write, write_json
+from ..core import Registry, atomic_write, check_options, write_json
 from ..evaluation.evaluator import image_counts, mean_iou_of
-from ..core import unknown_name
+from ..training.config import TrainConfig, varied
 
 _all_ = ['image_counts', 'mean_iou_of']
 
@@ -42,20 +42,37 @@ def paired_bootstrap(
 # %% ../../nbs/experiments/20_runner.ipynb #5f1191e4
 @dataclass(frozen=True)
 class Experiment:
-    "A named comparison: every arm with every seed"
+    "A named comparison: every variant with every seed"
     name: str       # as on the command line
     about: str      # one sentence: what is compared on what
-    run: Callable   # run(seed, **inputs, **(settings | arm)) -> (figures: dict of numbers, counts (n, K, 3))
-    arms: dict[str, dict]  # what differs
-    settings: dict = field(default_factory=dict)  # what does not, where the arm does not say otherwise
-    baseline: str = 'fcn'  # the arm the others are compared with
+    run: Callable   # run(config, **inputs, **options) -> (figures: dict of numbers, counts (n, K, 3))
+    variants: dict[str, dict]  # name → what differs: fields of the configuration, and options of `run`
+    config: TrainConfig = TrainConfig()  # what does not, where the variant does not say otherwise
+    options: dict = field(default_factory=dict)  # of `run`, the same
+    baseline: str = 'fcn'  # the variant that the others are compared with
     needs: dict[str, str] = field(default_factory=dict)  # inputs that must be given, and what they are: {'path': 'the CamVid folder'}
 
-EXPERIMENTS: dict[str, Experiment] = {}
-def register_experiment(experiment: Experiment):
+    @property
+    def origin(self) -> str: return f'{self.run.__qualname__} of {self.name}'
+
+    def variant(self,
+        name: str,  # one of `variants`
+        seed: int,
+        **changes,  # more that differs
+    ) -> tuple[TrainConfig, dict]:  # what `run` is given: configuration, options
+        "Configuration and options of a variant. Raises `ValueError` for a name that is neither a field nor an option of `run`"
+        changes, own = self.variants[name] | changes, {f.name for f in fields(TrainConfig)}
+        options = self.options | {k: v for k, v in changes.items() if k not in own}
+        check_options(f'{self.name}, variant {name!r}', self.run, options, 1)
+        return varied(self.config, seed=seed, **{k: v for k, v in changes.items() if k in own}), options
+
+EXPERIMENTS = Registry('experiment', 'ctxseg_nb.experiments')
+
+def register_experiment(
+    experiment: Experiment,
+) -> Experiment:  # the same
     "Make a comparison known by its name"
-    EXPERIMENTS[experiment.name] = experiment
-    return experiment
+    return EXPERIMENTS.register(experiment.name)(experiment)
 
 # %% ../../nbs/experiments/20_runner.ipynb #d96dde8e
 def environment() -> dict[str, str | int]:
@@ -80,60 +97,61 @@ def read_results(
 
 # %% ../../nbs/experiments/20_runner.ipynb #fd1f845b
 def _begin(ex, file):
-    "The results so far. Arms may have been added since; other settings than the file's are an error, so that nothing is mixed"
-    new = dict(name=ex.name, about=ex.about, settings=ex.settings, arms=ex.arms, baseline=ex.baseline, runs=[])
+    "The results so far. Variants may have been added since; another configuration than the file's is an error, so that nothing is mixed"
+    new = dict(name=ex.name, about=ex.about, config=asdict(ex.config), options=ex.options, variants=ex.variants, baseline=ex.baseline, runs=[])
     if not file.exists(): return new
     old, now = read_results(file), json.loads(json.dumps(new))
-    both = old['arms'].keys() & now['arms'].keys()
-    for part, there, here in [('settings', old['settings'], now['settings'])] + [(f'arm {a!r}', old['arms'][a], now['arms'][a]) for a in both]:
+    parts = [('configuration', TrainConfig(**old['config']), ex.config), ('options', old['options'], now['options'])]
+    both = old['variants'].keys() & now['variants'].keys()
+    for part, there, here in parts + [(f'variant {v!r}', old['variants'][v], now['variants'][v]) for v in both]:
         if there != here: raise ValueError(f'{file}: has another {part} than the experiment {ex.name!r} now: {there} there, {here} here; move the file away to start anew')
-    return new | dict(arms=old['arms'] | new['arms']) | {k: old[k] for k in ('runs', 'against', 'classes', 'share') if k in old}
+    return new | dict(variants=old['variants'] | new['variants']) | {k: old[k] for k in ('runs', 'against', 'classes', 'share') if k in old}
 
-def _counts_file(work, ex, arm, seed): return Path(work)/ex.name/f'{arm}-{seed}.npz'
+def _counts_file(work, ex, variant, seed): return Path(work)/ex.name/f'{variant}-{seed}.npz'
 
 # %% ../../nbs/experiments/20_runner.ipynb #506321a1
 def check_experiment(
-    name: str,             # one of `EXPERIMENTS`
-    arms: list | None = None,  # names of its arms
-    inputs: dict | None = None,  # name → value, as the experiment `needs` them
+    name: str | Experiment,       # one of `EXPERIMENTS`, or one that is not registered
+    variants: list | None = None,  # names of its variants
+    inputs: dict | None = None,   # name → value, as the experiment `needs` them
 ) -> Experiment:
-    "An experiment by name. Raises `ValueError` where it or one of the arms is unknown, where an input is missing, and for one that it does not use"
-    if name not in EXPERIMENTS: raise unknown_name('experiment', name, EXPERIMENTS)
-    ex, inputs = EXPERIMENTS[name], inputs or {}
-    for arm in arms or ():
-        if arm not in ex.arms: raise ValueError(f'the experiment {name!r} has no arm {arm!r}; there are {", ".join(ex.arms)}')
+    "An experiment by name. Raises `ValueError` where it or one of the variants is unknown, where an input is missing, and for one that it does not use"
+    ex, inputs = name if isinstance(name, Experiment) else EXPERIMENTS[name], inputs or {}
+    for variant in variants or ():
+        if variant not in ex.variants: raise ValueError(f'the experiment {ex.name!r} has no variant {variant!r}; there are {", ".join(ex.variants)}')
     for k, what in ex.needs.items():
-        if inputs.get(k) is None: raise ValueError(f'the experiment {name!r} needs {what}: --{k}')
+        if inputs.get(k) is None: raise ValueError(f'the experiment {ex.name!r} needs {what}: --{k}')
     for k in inputs:
-        if k not in ex.needs: raise ValueError(f'the experiment {name!r} does not use --{k}')
+        if k not in ex.needs: raise ValueError(f'the experiment {ex.name!r} does not use --{k}')
     return ex
 
 # %% ../../nbs/experiments/20_runner.ipynb #3b997195
 def run_experiment(
-    name: str,                # one of `EXPERIMENTS`
+    name: str | Experiment,   # one of `EXPERIMENTS`, or one that is not registered
     seeds: int = 3,           # seeds 0 ... seeds-1
     out: str | Path = 'nbs/results',  # folder of the JSON file
     work: str | Path = '.cache/experiments',  # folder of the counts, image by image
-    arms=None,                # names of the arms to run; all where not given
+    variants: list | None = None,  # names of the variants to run; all where not given
     report: Callable = print,  # is told each finished run in a line
     **inputs,                 # what the experiment `needs`: where data and weights lie on this machine
 ) -> dict:  # the results, as `read_results` gives them
-    "Run arms with all seeds, or those that are missing, and write `out`/`name`.json after each; with IoU and share of the pixels of each class, where the counts are at hand. Several processes may do so at once: each run is made and written once"
-    ex, file = check_experiment(name, arms, inputs), Path(out)/f'{name}.json'
-    for arm, seed in ((a, s) for s in range(seeds) for a in arms or ex.arms):
-        if _done(ex, file, arm, seed): continue
-        with _locked(_counts_file(work, ex, arm, seed)):   # who comes second waits, and finds it done
-            if _done(ex, file, arm, seed): continue
-            run = _one_run(ex, arm, seed, inputs, work)
+    "Run variants with all seeds, or those that are missing, and write `out`/`name`.json after each; with IoU and share of the pixels of each class, where the counts are at hand. Several processes may do so at once: each run is made and written once"
+    ex = check_experiment(name, variants, inputs)
+    file = Path(out)/f'{ex.name}.json'
+    for variant, seed in ((v, s) for s in range(seeds) for v in variants or ex.variants):
+        if _done(ex, file, variant, seed): continue
+        with _locked(_counts_file(work, ex, variant, seed)):   # who comes second waits, and finds it done
+            if _done(ex, file, variant, seed): continue
+            run = _one_run(ex, variant, seed, inputs, work)
             with _locked(file):
-                if _done(ex, file, arm, seed): continue   # by a process with another `work`
+                if _done(ex, file, variant, seed): continue   # by a process with another `work`
                 results = _begin(ex, file)
                 write_json(file, results | dict(runs=results['runs'] + [run]))
-        report(f'{arm} seed {seed}: ' + '  '.join(f'{k} {100*v:.1f}' for k, v in run['figures'].items()))
+        report(f'{variant} seed {seed}: ' + '  '.join(f'{k} {100*v:.1f}' for k, v in run['figures'].items()))
     with _locked(file): _compare(ex, file, work)
     return read_results(file)
 
-def _done(ex, file, arm, seed): return (arm, seed) in {(r['arm'], r['seed']) for r in _begin(ex, file)['runs']}
+def _done(ex, file, variant, seed): return (variant, seed) in {(r['variant'], r['seed']) for r in _begin(ex, file)['runs']}
 
 def _locked(file):
     "A lock for a file, on a hidden file beside it"
@@ -145,30 +163,31 @@ def _compare(ex, file, work):
     "Write what follows from all runs: the paired bootstrap, IoU by class"
     results = _begin(ex, file)
     counts = _all_counts(ex, results['runs'], work)
-    for part, found in (('against', _against(ex, counts)), ('classes', {arm: _by_class(c.values()) for arm, c in counts.items()})):
+    for part, found in (('against', _against(ex, counts)), ('classes', {variant: _by_class(c.values()) for variant, c in counts.items()})):
         results[part] = results.get(part, {}) | found
     write_json(file, results | ({'share': _share(next(iter(next(iter(counts.values())).values())))} if counts else {}))
 
 # %% ../../nbs/experiments/20_runner.ipynb #aabadb27
-def _one_run(ex, arm, seed, inputs, work):
-    start, counts_file = time.perf_counter(), _counts_file(work, ex, arm, seed)
-    figures, counts = ex.run(seed, **inputs, **(ex.settings | ex.arms[arm]))
+def _one_run(ex, variant, seed, inputs, work):
+    start, counts_file = time.perf_counter(), _counts_file(work, ex, variant, seed)
+    config, options = ex.variant(variant, seed)
+    figures, counts = ex.run(config, **inputs, **options)
     with atomic_write(counts_file) as tmp:
         with open(tmp, 'wb') as f: np.savez_compressed(f, counts=np.asarray(counts).astype(np.int32))
     figures = {k: round(float(v), 5) for k, v in figures.items()}
-    return dict(arm=arm, seed=seed, figures=figures, seconds=round(time.perf_counter() - start), made_with=environment())
+    return dict(variant=variant, seed=seed, figures=figures, seconds=round(time.perf_counter() - start), environment=environment())
 
 def _all_counts(ex, runs, work):
-    "arm → seed → counts (n, K, 3), for the arms of whose runs all are at hand"
-    files = {arm: {r['seed']: _counts_file(work, ex, arm, r['seed']) for r in runs if r['arm'] == arm} for arm in ex.arms}
-    return {arm: {s: np.load(f)['counts'] for s, f in fs.items()} for arm, fs in files.items() if fs and all(f.exists() for f in fs.values())}
+    "variant → seed → counts (n, K, 3), for the variants whose runs are all at hand"
+    files = {v: {r['seed']: _counts_file(work, ex, v, r['seed']) for r in runs if r['variant'] == v} for v in ex.variants}
+    return {v: {s: np.load(f)['counts'] for s, f in fs.items()} for v, fs in files.items() if fs and all(f.exists() for f in fs.values())}
 
 def _against(ex, counts):
-    "Paired bootstrap of every arm against the baseline, on the seeds that both have"
+    "Paired bootstrap of every variant against the baseline, on the seeds that both have"
     found, base = {}, counts.get(ex.baseline, {})
-    for arm, c in counts.items():
+    for variant, c in counts.items():
         seeds = sorted(c.keys() & base.keys())
-        if seeds and arm != ex.baseline: found[arm] = paired_bootstrap(*[np.stack([d[s] for s in seeds]) for d in (c, base)])
+        if seeds and variant != ex.baseline: found[variant] = paired_bootstrap(*[np.stack([d[s] for s in seeds]) for d in (c, base)])
     return found
 
 def _share(counts):
@@ -184,11 +203,11 @@ def _by_class(counts):
 # %% ../../nbs/experiments/20_runner.ipynb #d5a3e645
 def summary(
     results: dict,  # of `run_experiment`
-) -> dict[str, dict[str, tuple[float, float, int]]]:  # arm -> figure -> (mean, standard deviation, number of seeds)
+) -> dict[str, dict[str, tuple[float, float, int]]]:  # variant → figure → (mean, standard deviation, number of seeds)
     "Mean and spread over seeds"
-    by = {arm: [r['figures'] for r in results['runs'] if r['arm'] == arm] for arm in results['arms']}
+    by = {v: [r['figures'] for r in results['runs'] if r['variant'] == v] for v in results['variants']}
     def stats(v): return float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else float('nan'), len(v)
-    return {arm: {k: stats([f[k] for f in runs]) for k in runs[0]} for arm, runs in by.items() if runs}
+    return {v: {k: stats([f[k] for f in runs]) for k in runs[0]} for v, runs in by.items() if runs}
 
 # %% ../../nbs/experiments/20_runner.ipynb #560ccda0
 def print_results(
@@ -200,10 +219,10 @@ def print_results(
     names = figures or list(dict.fromkeys(n for row in rows.values() for n in row))
     wide, first = [max(15, len(n) + 3) for n in names], max([14, *(len(a) + 2 for a in rows)])
     print(f'{"":{first}}' + ''.join(f'{n:>{w}}' for n, w in zip(names, wide)) + f'{"against " + results["baseline"]:>28}')
-    for arm, row in rows.items():
+    for variant, row in rows.items():
         cells = ''.join(f'{_mean_and_spread(*row[n]) if n in row else "":>{w}}' for n, w in zip(names, wide))
-        d = against.get(arm)
-        print(f'{arm:{first}}{cells}' + (f'{100*d["difference"]:+10.1f}  [{100*d["low"]:+.1f}, {100*d["high"]:+.1f}]' if d else ''))
+        d = against.get(variant)
+        print(f'{variant:{first}}{cells}' + (f'{100*d["difference"]:+10.1f}  [{100*d["low"]:+.1f}, {100*d["high"]:+.1f}]' if d else ''))
 
 def _mean_and_spread(mean, spread, n): return f'{100*mean:.1f}' + (f' ± {100*spread:4.1f}' if n > 1 else ' '*7)
 
@@ -213,15 +232,15 @@ def plot_results(
     figures=None,              # names of the figures; all where not given
     ceilings: dict | None = None,  # label -> figure -> value, drawn as lines: what could be reached at best
 ):
-    "Every seed a point, every arm a colour, every figure a column; returns the axes"
+    "Every seed a point, every variant a colour, every figure a column; returns the axes"
     import matplotlib.pyplot as plt
     names = figures or list(results['runs'][0]['figures'])
     fig, ax = plt.subplots(figsize=(1.1*len(names) + 1.8, 2.6), layout='constrained')
-    arms = summary(results)   # those that have been run
-    for j, arm in enumerate(arms):
-        runs = [r['figures'] for r in results['runs'] if r['arm'] == arm]
-        xs = [i + .14*(j - (len(arms) - 1)/2) for i in range(len(names)) for _ in runs]
-        ax.plot(xs, [100*r[n] for n in names for r in runs], 'o', ms=4, alpha=.7, label=arm)
+    variants = summary(results)   # those that have been run
+    for j, variant in enumerate(variants):
+        runs = [r['figures'] for r in results['runs'] if r['variant'] == variant]
+        xs = [i + .14*(j - (len(variants) - 1)/2) for i in range(len(names)) for _ in runs]
+        ax.plot(xs, [100*r[n] for n in names for r in runs], 'o', ms=4, alpha=.7, label=variant)
     for style, (label, row) in zip(('-', ':', '--'), (ceilings or {}).items()):
         for i, n in enumerate(names):
             if n in row: ax.plot([i - .4, i + .4], [100*row[n]]*2, 'k', ls=style, lw=1, label=label if i == 0 else None)

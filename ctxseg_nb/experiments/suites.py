@@ -4,161 +4,165 @@
 
 # %% ../../nbs/experiments/21_suites.ipynb #b5a3c85a
 from __future__ import annotations
+from dataclasses import replace
+from functools import partial
 import numpy as np
 import torch
 from torch import nn
-import fastai.callback.progress, fastai.callback.schedule  # they give Learner no_bar and fit_one_cycle
-from fastai.basics import set_seed
-from .runner import *
-from .frozen_features import NoValidation, frozen_arm
 from ..core import IMAGENET_STATS, labels_of, progress
-from ..data.dataloaders import dataset_dls, scenes_dls
-from ..data.dataset import open_dataset
-from ..evaluation.evaluator import figures_of
-from ..evaluation.sliding_window import SCALES, Predictor
-from ..models.segmentor import create_model
-from ..training.learner import StepProgress, segmentation_learner
+from ..evaluation.evaluator import figures_of, image_counts, mean_iou_of
+from ..evaluation.sliding_window import predict_multiscale
+from .frozen_features import frozen_arm
+from .runner import Experiment, register_experiment
+from ..training.config import TrainConfig
+from ..training.train import config_dataset, train
 
-_all_ = ['figures_of']
 
 # %% auto #0
-__all__ = ['CONTROLS', 'SCENES', 'GUIDED_HEAD', 'PHOTOS', 'HOST_HEADS', 'MCIBI', 'MCIBI_HOSTS', 'count_validation', 'Tint',
-           'trained', 'train_arm', 'scenes_arm', 'photos_arm', 'frozen_photos_arm', 'gap_closed', 'figures_of']
+__all__ = ['CONTROLS', 'SCENES', 'LARGE_SCENES', 'SMALL_SCENES', 'PHOTOS', 'FROZEN_CLOTHES', 'GUIDED_HEAD', 'count_validation',
+           'IlluminationShift', 'score_model', 'run_on_scenes', 'run_on_photos', 'run_on_frozen_features',
+           'model_variant', 'gap_closed']
 
 # %% ../../nbs/experiments/21_suites.ipynb #d96d463c
 @torch.inference_mode()
 def count_validation(
     model,  # a `Segmentor`
     dls,    # `DataLoaders` with `info`
-    **multiscale,  # of a `Predictor`; one plain forward pass where nothing is given
+    **multiscale,  # to `predict_multiscale`; one plain forward pass where nothing is given
 ) -> np.ndarray:  # (n, K, 3)
     "Pixels right, predicted and true of every validation picture"
-    many = dict(scales=SCALES, flip=True, fill=False) | multiscale
-    predict = Predictor(model.eval(), **many) if multiscale else model.eval()
+    predict = partial(predict_multiscale, model.eval(), **multiscale) if multiscale else model.eval()
     batches = ((x.as_subclass(torch.Tensor), y.as_subclass(torch.Tensor)) for x, y in progress(dls.valid, 'batches scored'))
     return torch.cat([image_counts(labels_of(predict(x)), y, dls.info.n_classes) for x, y in batches]).cpu().numpy()
 
 # %% ../../nbs/experiments/21_suites.ipynb #bdc91158
-class Tint(nn.Module):
-    "Normalised pictures (B, 3, H, W) in another light"
+class IlluminationShift(nn.Module):
+    "Normalised pictures (B, 3, H, W) under another illumination"
     def __init__(self,
-        rgb,  # added to red, green and blue of a picture in 0..255
-    ):
+        rgb: tuple[float, float, float],  # added to red, green and blue of a picture in 0..255
+    ) -> None:
         super().__init__()
         self.register_buffer('shift', (torch.tensor(rgb)/255/torch.tensor(IMAGENET_STATS[1])).view(3, 1, 1))
 
-    def forward(self, x): return x + self.shift
-
-# %% ../../nbs/experiments/21_suites.ipynb #d721027a
-def trained(
-    dls,         # `DataLoaders` with `info`
-    model,       # name, or a `Segmentor`
-    epochs: int,
-    lr: float,   # at the top of the one-cycle schedule
-    **options,   # to `segmentation_learner`
-):
-    "The model after one cycle of training, in evaluation mode"
-    learn = segmentation_learner(dls, model, metrics=[], cbs=NoValidation(), **options)
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr, cbs=StepProgress())
-    return learn.model.eval()
+    def forward(self, x: torch.Tensor) -> torch.Tensor: return x + self.shift
 
 # %% ../../nbs/experiments/21_suites.ipynb #3a104cf8
-def train_arm(
-    dls,           # `DataLoaders` with `info`
-    seed: int,     # of initial weights, order and augmentation
-    model,         # name, or a `Segmentor`
-    epochs: int,
-    lr: float,     # at the top of the one-cycle schedule
-    multiscale: dict | None = None,  # score once more with a `Predictor` of these options, as figure `miou_ms`
-    lights: dict | None = None,      # name → `Tint`: score once more in another light, as figure `miou_NAME`
-    **options,     # to `segmentation_learner`
+def score_model(
+    model: nn.Module,  # a trained `Segmentor`
+    dls,               # `DataLoaders` with `info`
+    multiscale: dict | None = None,   # score once more with `predict_multiscale`, as figure `miou_ms`
+    illuminations: dict | None = None,  # name → what is added to red, green and blue: score once more, as figure `miou_NAME`
 ) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
-    "Train one model and score it"
-    model = trained(dls, model, epochs, lr, **options)
-    counts = count_validation(model, dls)
-    def again(model, **kw): return mean_iou_of(count_validation(model, dls, **kw).sum(0), background=dls.info.background)
-    more = {} if multiscale is None else dict(miou_ms=again(model, **multiscale))
-    more |= {f'miou_{name}': again(nn.Sequential(Tint(rgb), model).to(dls.device)) for name, rgb in (lights or {}).items()}
+    "Score a model on the validation pictures"
+    counts = count_validation(model.eval(), dls)
+    def miou(model, **options): return mean_iou_of(count_validation(model, dls, **options).sum(0), background=dls.info.background)
+    more = {} if multiscale is None else dict(miou_ms=miou(model, **multiscale))
+    for name, rgb in (illuminations or {}).items():
+        more[f'miou_{name}'] = miou(nn.Sequential(IlluminationShift(rgb), model).to(dls.device))
     return figures_of(counts, dls.info) | more, counts
 
 # %% ../../nbs/experiments/21_suites.ipynb #bff5d1b1
-def scenes_arm(seed, model, epochs, lr, bs, size, n_train, n_valid, kinds=None, **options):
-    "An arm on the embedded scenes; the scenes are the same for every seed"
-    set_seed(seed, reproducible=True)
-    return train_arm(scenes_dls(n_train, n_valid, size, bs, kinds=kinds), seed, model, epochs, lr, **options)
+def run_on_scenes(
+    config: TrainConfig,
+    **scoring,  # to `score_model`
+) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
+    "A run on the embedded scenes, which are the same for every seed"
+    learn = train(config, validate=False)
+    return score_model(learn.model, learn.dls, **scoring)
 
 # %% ../../nbs/experiments/21_suites.ipynb #b6df2142
-def photos_arm(seed, path, weights, data, model, epochs, lr, size, bs, **dataset_options):
-    "An arm on photographs: SqueezeNet from ImageNet `weights`, the whole network trained, the head ten times as fast as the trunk"
-    set_seed(seed, reproducible=True)
-    dls = dataset_dls(open_dataset(data, path, **dataset_options), tuple(size), bs)
-    net = create_model(model, dls.info.n_classes, 'squeezenet1_0', backbone_options=dict(weights=weights))
-    return train_arm(dls, seed, net, epochs, lr, head_lr=10)
+def run_on_photos(
+    config: TrainConfig,
+    path: str,     # folder of the data set
+    weights: str,  # of the backbone: imagenet, or a safetensors file
+) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
+    "A run on photographs: the whole network is trained, from the backbone's weights"
+    learn = train(replace(config, weights=str(weights)), path, validate=False)
+    return score_model(learn.model, learn.dls)
 
-def frozen_photos_arm(seed, path, weights, data, model, size, min_photos=None, **options):
-    "An arm on frozen features"
-    ds = open_dataset(data, path, **({} if min_photos is None else dict(min_photos=min_photos)))
-    return frozen_arm(seed, ds, tuple(size), model, weights, **options)
+def run_on_frozen_features(
+    config: TrainConfig,
+    path: str,     # folder of the data set
+    weights: str,  # of the backbone
+) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
+    "A run on frozen features"
+    ds = config_dataset(config, path)
+    return frozen_arm(config.seed, ds, config.picture_size, config.model, weights, head=config.model_options, epochs=config.epochs, lr=config.lr, bs=config.bs)
 
 # %% ../../nbs/experiments/21_suites.ipynb #2341be6a
 CONTROLS = {name: dict(model=name) for name in ('fcn', 'gap', 'gap_local', 'fcn_wide')}
-SCENES = dict(size=96, n_train=600, n_valid=200, bs=16, epochs=25, lr=4e-3)
-GUIDED_HEAD = dict(width=128, joint=128, fc=256, rate=1)  # as wide as the other heads on frozen features; chosen on a slice of the training photographs
-PHOTOS = dict(path='the folder of the data set', weights="SqueezeNet's weights: a safetensors file, or 'imagenet'")
+SCENES = TrainConfig(size=96, n_train=600, n_valid=200, bs=16, epochs=25, lr=4e-3)
+LARGE_SCENES = replace(SCENES, n_train=800, epochs=30)
+SMALL_SCENES = replace(SCENES, size=64, n_train=300, epochs=12)
+PHOTOS = dict(path='the folder of the data set', weights="SqueezeNet's weights: a safetensors file, or 'imagenet'")  # inputs
+
+def model_variant(
+    model: str,  # as in `create_model`
+    **options,   # of the model
+) -> dict:  # fields of a configuration
+    "A variant that is another model"
+    return dict(model=model, model_options=options)
 
 # %% ../../nbs/experiments/21_suites.ipynb #ad90ab74
-register_experiment(Experiment('scenes', 'FCN and the simplest context on the embedded scenes', scenes_arm,
+register_experiment(Experiment('scenes', 'FCN and the simplest context on the embedded scenes', run_on_scenes,
     {k: CONTROLS[k] for k in ('fcn', 'gap')}, SCENES))
-register_experiment(Experiment('encnet', 'EncNet on the embedded scenes, step by step', scenes_arm,
-    dict(fcn=dict(model='fcn'), encoding=dict(model='encnet', se_weight=0),
-         encnet=dict(model='encnet', multiscale=dict(scales=(.75, 1, 1.25), crop=96))), SCENES | dict(n_train=800, epochs=30)))
-register_experiment(Experiment('encnet-ablation', 'Codewords and weight of the SE-loss of EncNet, on three kinds of scene', scenes_arm,
-    {f'codes_{k}': dict(model='encnet', n_codes=k) for k in (0, 1, 8, 32)} | {f'se_{w}': dict(model='encnet', se_weight=w) for w in (0, .1, .4, .8)},
-    SCENES | dict(size=64, n_train=450, kinds=['cooccurrence', 'category', 'prototypes']), baseline='codes_0'))
-register_experiment(Experiment('cfnet', 'CFNet on the embedded scenes, part by part, beside FCN, EncNet and controls', scenes_arm,
-    dict(fcn=dict(model='fcn'), encnet=dict(model='encnet'), gp_local=dict(model='cfnet', local=True), gp=dict(model='cfnet_pool'),
-         acf=dict(model='cfnet', global_pool=False), acf_gp=dict(model='cfnet'), acf_gp_enc=dict(model='cfnet', encoding=True)),
-    SCENES | dict(n_train=800, epochs=30)))
-register_experiment(Experiment('cfnet-ablation', 'Softmaxes, heads and the rate of Φ of CFNet, on two kinds of scene', scenes_arm,
-    {f'K{k}_H{h}': dict(model='cfnet', n_mix=k, n_heads=h) for k in (1, 2, 4) for h in (1, 2, 4)}
-    | {f'rate_{d}': dict(model='cfnet', dilation=d) for d in (1, 2, 8)},
-    SCENES | dict(size=64, n_train=300, epochs=12, kinds=['regions', 'position']), baseline='K1_H1'));
+register_experiment(Experiment('encnet', 'EncNet on the embedded scenes, step by step', run_on_scenes,
+    dict(fcn=model_variant('fcn'), encoding=model_variant('encnet', se_weight=0),
+         encnet=model_variant('encnet') | dict(multiscale=dict(scales=(.75, 1, 1.25), crop=96))), LARGE_SCENES))
+register_experiment(Experiment('encnet-ablation', 'Codewords and weight of the SE-loss of EncNet, on three kinds of scene', run_on_scenes,
+    {f'codes_{k}': model_variant('encnet', n_codes=k) for k in (0, 1, 8, 32)} | {f'se_{w}': model_variant('encnet', se_weight=w) for w in (0, .1, .4, .8)},
+    replace(SCENES, size=64, n_train=450, data_options=dict(kinds=['cooccurrence', 'category', 'prototypes'])), baseline='codes_0'))
+register_experiment(Experiment('cfnet', 'CFNet on the embedded scenes, part by part, beside FCN, EncNet and controls', run_on_scenes,
+    dict(fcn=model_variant('fcn'), encnet=model_variant('encnet'), gp_local=model_variant('cfnet', local=True), gp=model_variant('cfnet_pool'),
+         acf=model_variant('cfnet', global_pool=False), acf_gp=model_variant('cfnet'), acf_gp_enc=model_variant('cfnet', encoding=True)), LARGE_SCENES))
+register_experiment(Experiment('cfnet-ablation', 'Softmaxes, heads and the rate of Φ of CFNet, on two kinds of scene', run_on_scenes,
+    {f'K{k}_H{h}': model_variant('cfnet', n_mix=k, n_heads=h) for k in (1, 2, 4) for h in (1, 2, 4)}
+    | {f'rate_{d}': model_variant('cfnet', dilation=d) for d in (1, 2, 8)},
+    replace(SMALL_SCENES, data_options=dict(kinds=['regions', 'position'])), baseline='K1_H1'));
 
 # %% ../../nbs/experiments/21_suites.ipynb #4e00caeb
-HOST_HEADS = dict(fcn=dict(model='fcn'), pspnet=dict(model='pspnet'), deeplabv3=dict(model='deeplabv3', rates=(3, 6, 9)), ocrnet=dict(model='ocrnet'))
-MCIBI = dict(memory={}, no_relation=dict(relation=False), random=dict(rows='random'), learned=dict(rows='learned'), picture=dict(rows='picture'),
-             add=dict(fuse='add'), weighted=dict(fuse='weighted'), mean=dict(strategy='mean'), constant=dict(poly=False),
-             first_mean=dict(init='first_mean'), clustering=dict(init='clustering'), no_rcl=dict(beta=0))
-MCIBI = {k: dict(model='mcibi', **o) for k, o in MCIBI.items()}
-MCIBI_HOSTS = {f'{host}_memory': dict(model='mcibi', host=host, host_options={k: v for k, v in o.items() if k != 'model'})
-               for host, o in HOST_HEADS.items() if host != 'fcn'}
-MCIBI_HOSTS |= {f'deeplabv3_{k}': MCIBI_HOSTS['deeplabv3_memory'] | MCIBI[k] for k in ('no_rcl', 'no_relation')}
-MCIBI_HOSTS |= {f'{k}_longer': (HOST_HEADS | MCIBI_HOSTS)[k] | dict(epochs=24) for k in ('deeplabv3', 'deeplabv3_memory', 'ocrnet', 'ocrnet_memory')}
-MCIBI_HOSTS |= {f'deeplabv3_{k}_longer': MCIBI_HOSTS['deeplabv3_memory_longer'] | o for k, o in dict(no_rcl=dict(beta=0), random=dict(rows='random'), no_rough=dict(alpha=0), no_relation=dict(relation=False)).items()}
+_HOSTS = dict(fcn=model_variant('fcn'), pspnet=model_variant('pspnet'), deeplabv3=model_variant('deeplabv3', rates=[3, 6, 9]), ocrnet=model_variant('ocrnet'))
+_MEMORIES = dict(memory={}, no_relation=dict(relation=False), random=dict(rows='random'), learned=dict(rows='learned'), picture=dict(rows='picture'),
+                 add=dict(fuse='add'), weighted=dict(fuse='weighted'), mean=dict(strategy='mean'), constant=dict(poly=False),
+                 first_mean=dict(init='first_mean'), clustering=dict(init='clustering'), no_rcl=dict(beta=0))
+_ON_FCN = {name: model_variant('mcibi', **options) for name, options in _MEMORIES.items()}
 
-register_experiment(Experiment('mcibi', 'MCIBI in its four hosts, its parts, and controls that do not remember, on the embedded scenes', scenes_arm,
-    HOST_HEADS | MCIBI | MCIBI_HOSTS, SCENES | dict(size=64, n_train=300, epochs=12, lights=dict(tinted=(40, 5, -40)))))
-register_experiment(Experiment('mcibi-few', 'MCIBI and controls on 30 to 600 scenes whose light differs', scenes_arm,
-    {f'{k}_{n}': o | dict(n_train=n, epochs=2400//n) for n in (30, 150, 600)
-     for k, o in (HOST_HEADS | MCIBI).items() if k in ('fcn', 'memory', 'random', 'learned', 'picture', 'no_relation', 'no_rcl')},
-    SCENES | dict(size=64, kinds=['prototypes']), baseline='random_150'))
-register_experiment(Experiment('mcibi-batch', 'MCIBI and controls in small batches, on 150 scenes whose light differs', scenes_arm,
-    {f'{k}_{bs}': (HOST_HEADS | MCIBI)[k] | dict(bs=bs) for bs in (2, 4) for k in ('fcn', 'memory', 'no_rcl', 'random')},
-    SCENES | dict(size=64, n_train=150, epochs=16, kinds=['prototypes']), baseline='random_2'))
-register_experiment(Experiment('mcibi-light', 'MCIBI and controls in lights they have not seen, weaker and stronger', scenes_arm,
-    {k: (HOST_HEADS | MCIBI)[k] for k in ('fcn', 'memory', 'no_rcl', 'random')},
-    SCENES | dict(size=64, n_train=300, epochs=24, lights={f'light_{s}': (8*s, s, -8*s) for s in (1, 2, 3)})));
+def _in_host(host, **options): return model_variant('mcibi', host=host, host_options=_HOSTS[host]['model_options'], **options)
+
+_IN_HOSTS = {f'{host}_memory': _in_host(host) for host in _HOSTS if host != 'fcn'}
+_IN_HOSTS |= {f'deeplabv3_{k}': _in_host('deeplabv3', **_MEMORIES[k]) for k in ('no_rcl', 'no_relation')}
+_LONGER = {k: (_HOSTS | _IN_HOSTS)[k] for k in ('deeplabv3', 'deeplabv3_memory', 'ocrnet', 'ocrnet_memory')}
+_LONGER |= {f'deeplabv3_{k}': _in_host('deeplabv3', **options) for k, options in
+            dict(no_rcl=dict(beta=0), random=dict(rows='random'), no_rough=dict(alpha=0), no_relation=dict(relation=False)).items()}
+_ALL = _HOSTS | _ON_FCN | _IN_HOSTS | {f'{k}_longer': variant | dict(epochs=24) for k, variant in _LONGER.items()}
+_CONTROLS = 'fcn', 'memory', 'no_rcl', 'random'
+_ONE_KIND = replace(SCENES, size=64, data_options=dict(kinds=['prototypes']))
+
+# %% ../../nbs/experiments/21_suites.ipynb #4e00caec
+register_experiment(Experiment('mcibi', 'MCIBI in its four hosts, its parts, and controls that do not remember, on the embedded scenes', run_on_scenes,
+    _ALL, SMALL_SCENES, dict(illuminations=dict(tinted=(40, 5, -40)))))
+register_experiment(Experiment('mcibi-few', 'MCIBI and controls on 30 to 600 scenes whose light differs', run_on_scenes,
+    {f'{k}_{n}': variant | dict(n_train=n, epochs=2400//n) for n in (30, 150, 600)
+     for k, variant in _ALL.items() if k in (*_CONTROLS, 'learned', 'picture', 'no_relation')}, _ONE_KIND, baseline='random_150'))
+register_experiment(Experiment('mcibi-batch', 'MCIBI and controls in small batches, on 150 scenes whose light differs', run_on_scenes,
+    {f'{k}_{bs}': _ALL[k] | dict(bs=bs) for bs in (2, 4) for k in _CONTROLS}, replace(_ONE_KIND, n_train=150, epochs=16), baseline='random_2'))
+register_experiment(Experiment('mcibi-light', 'MCIBI and controls under illuminations they have not seen, weaker and stronger', run_on_scenes,
+    {k: _ALL[k] for k in _CONTROLS}, replace(SMALL_SCENES, epochs=24), dict(illuminations={f'light_{s}': (8*s, s, -8*s) for s in (1, 2, 3)})));
 
 # %% ../../nbs/experiments/21_suites.ipynb #0886b364
-register_experiment(Experiment('camvid', 'FCN on CamVid, street scenes at 240×180', photos_arm,
-    dict(fcn=dict(model='fcn')), dict(data='camvid', size=[180, 240], bs=8, epochs=8, lr=2e-4), needs=PHOTOS))
-register_experiment(Experiment('ccp', 'FCN on Clothing Co-Parsing at 200×304, the 31 classes in at least 35 training photographs', photos_arm,
-    dict(fcn=dict(model='fcn')), dict(data='ccp', size=[304, 200], min_photos=35, bs=8, epochs=8, lr=2e-4), needs=PHOTOS))
-register_experiment(Experiment('ccp-frozen', 'Heads on frozen SqueezeNet features of Clothing Co-Parsing, 31 classes', frozen_photos_arm,
-    CONTROLS | dict(psp=dict(model='pspnet'), encnet=dict(model='encnet', head=dict(stage3=False)), cfnet=dict(model='cfnet'), cfnet_local=dict(model='cfnet_local'),
-        mcibi=dict(model='mcibi'), guided=dict(model='guided', head=GUIDED_HEAD),
-        **{f'mcibi_{k}': dict(model='mcibi', head=o) for k, o in dict(no_rcl=dict(beta=0), random=dict(rows='random'), learned=dict(rows='learned'), picture=dict(rows='picture'), no_relation=dict(relation=False)).items()}),
-    dict(data='ccp', size=[304, 200], min_photos=35, bs=8, epochs=10, lr=2e-3), needs=PHOTOS));
+_PHOTOS = TrainConfig(backbone='squeezenet1_0', head_lr=10, bs=8, epochs=8, lr=2e-4, data='camvid', size=(180, 240))
+_CLOTHES = replace(_PHOTOS, data='ccp', data_options=dict(min_photos=35), size=(304, 200))
+FROZEN_CLOTHES = replace(_CLOTHES, head_lr=None, epochs=10, lr=2e-3)
+GUIDED_HEAD = dict(width=128, joint=128, fc=256, rate=1)  # as wide as the other heads on frozen features; chosen on a slice of the training photographs
+_FROZEN_HEADS = dict(psp=model_variant('pspnet'), encnet=model_variant('encnet', stage3=False), cfnet=model_variant('cfnet'),
+                     cfnet_local=model_variant('cfnet_local'), mcibi=model_variant('mcibi'), guided=model_variant('guided', **GUIDED_HEAD))
+_FROZEN_HEADS |= {f'mcibi_{k}': _ON_FCN[k] for k in ('no_rcl', 'random', 'learned', 'picture', 'no_relation')}
+
+register_experiment(Experiment('camvid', 'FCN on CamVid, street scenes at 240×180', run_on_photos, dict(fcn=model_variant('fcn')), _PHOTOS, needs=PHOTOS))
+register_experiment(Experiment('ccp', 'FCN on Clothing Co-Parsing at 200×304, the 31 classes in at least 35 training photographs', run_on_photos,
+    dict(fcn=model_variant('fcn')), _CLOTHES, needs=PHOTOS))
+register_experiment(Experiment('ccp-frozen', 'Heads on frozen SqueezeNet features of Clothing Co-Parsing, 31 classes', run_on_frozen_features,
+    CONTROLS | _FROZEN_HEADS, FROZEN_CLOTHES, needs=PHOTOS));
 
 # %% ../../nbs/experiments/21_suites.ipynb #64087a48
 def gap_closed(

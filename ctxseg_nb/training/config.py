@@ -5,7 +5,7 @@
 # %% ../../nbs/training/60_config.ipynb #80067795
 from __future__ import annotations
 import ast, json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 

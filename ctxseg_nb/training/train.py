@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-import torch
 from fastai.basics import Callback, CancelFitException, CancelValidException, DataLoaders, L, Learner, set_seed
 from torch import nn
 from ..data.dataloaders import dataset_dls, scenes_dls
@@ -25,7 +24,7 @@ from .learner import OPTIMISERS, SegmentationLearner, StepProgress, segmentation
 
 # %% auto #0
 __all__ = ['config_dataset', 'config_dls', 'config_model', 'load_matching_weights', 'config_learner', 'StopAfter', 'NoValidation',
-           'fit', 'train']
+           'fit', 'train', 'fit_model']
 
 # %% ../../nbs/training/60_train.ipynb #df4fcf58
 def config_dataset(
@@ -175,3 +174,12 @@ def train(
     if start: load_matching_weights(model, start)
     learn = config_learner(config, dls, model, metrics=None if validate else [])
     return fit(learn, config, out, resume, steps, validate, dict(start=start and str(start)), cbs)
+
+# %% ../../nbs/training/60_train.ipynb #f17a0d02
+def fit_model(
+    config: TrainConfig,
+    dls: DataLoaders,  # with `info`
+    model: nn.Module | None = None,  # the one that the configuration names where not given
+) -> nn.Module:  # in evaluation mode
+    "Train a further network on pictures that are there, without a new seed and without validation"
+    return fit(config_learner(config, dls, model, metrics=[]), config, validate=False).model.eval()
