@@ -12,7 +12,7 @@ import torch
 from .runner import environment
 from ..core import Registry, default_device, tune_malloc, progress, write_json
 from ..crf.guided import guided_filter
-from ..evaluation.sliding_window import predict_multiscale
+from ..evaluation.sliding_window import Predictor
 from ..models.segmentor import create_model
 from ..training.losses import SegmentationLoss
 
@@ -269,7 +269,7 @@ def windows_benchmark(
     device = default_device(device)
     net, x = create_model(model, n_classes, backbone).to(device).eval(), torch.randn(3, *size, device=device)
     tune_malloc()
-    def way(bs): return lambda: seconds_of(lambda: predict_multiscale(net, x, (1,), crop, bs=bs), n, warmup=1)
+    def way(bs): return lambda: seconds_of(lambda: Predictor(net, flip=True, crop=crop, batch_size=bs)(x), n, warmup=1)
     return side_by_side(way(1), way(bs), rounds)
 
 # %% ../../nbs/experiments/64_benchmarks.ipynb #652295f6

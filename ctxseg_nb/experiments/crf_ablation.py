@@ -16,7 +16,7 @@ from ..core import IGNORE, IMAGENET_STATS, labels_of
 from ..crf.dense import DenseCRF, boundary_band
 from ..models.backbones import create_backbone
 from ..models.deepcrf import deepcrf
-from ..models.refinement import refined
+from ..models.refinement import refinement_net
 from ..models.segmentor import upsample
 from ..training.config import TrainConfig
 from ..training.train import fit_model, train
@@ -31,7 +31,7 @@ __all__ = ['judge', 'after_dense', 'prefixed', 'score_corrections', 'joint', 'cr
 def judge(
     predict,  # images (B, 3, H, W) → scores (B, K, H, W)
     dls,      # `DataLoaders` with `info`
-    change=lambda z, y: z,  # done to the scores first, with the truth at hand: `oracle_classes` say
+    change=lambda z, y: z,  # done to the scores first, with the truth at hand: `keep_true_classes` say
 ) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
     "`figures_of`, with mean IoU within three pixels of an edge ('band') and the expected calibration error ('ece')"
     counts, near, bins = [], [], 0
@@ -64,7 +64,7 @@ def score_corrections(
     "Figures after each of the two corrections"
     figures = prefixed('dense', judge(after_dense(model, **dense), dls)[0])
     trunk = create_backbone('tiny', width=8, output_stride=2)
-    refiner = fit_model(config, dls, refined(model, trunk, dls.info.n_classes))
+    refiner = fit_model(config, dls, refinement_net(model, trunk, dls.info.n_classes))
     return figures | prefixed('refined', judge(refiner, dls)[0])
 
 # %% ../../nbs/experiments/22_crf_ablation.ipynb #da35f513

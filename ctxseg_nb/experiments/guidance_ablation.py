@@ -15,59 +15,61 @@ from .suites import FROZEN_CLOTHES, GUIDED_HEAD, PHOTOS, SCENES, model_variant
 from .frozen_features import frozen_features, mean_average_precision, train_head
 from .crf_ablation import judge, prefixed
 from ..core import plain
-from ..crf.guided import GuidanceCRF
+from ..crf.guided import GuidanceCRF, fit_guidance_crf
 from ..data.dataloaders import scenes_dls
-from ..evaluation.tta import LearnToCombine, candidates, combine
+from ..evaluation.sliding_window import Predictor
+from ..evaluation.tta import TTA_SCALES, LearnedEnsemble, ensemble, tta_predictions
 from ..models.encnet import presence_target
-from ..models.class_guidance import WithField, only_classes, oracle_classes, scored
+from ..models.class_guidance import CRFWrapper, crf_batches, keep_classes, keep_true_classes
 from ..training.config import TrainConfig
 from ..training.train import config_dataset, config_dls, config_model, fit_model, train
 
 
 # %% auto #0
-__all__ = ['TTAModel', 'with_guidance_crf', 'with_learnt_ensemble', 'table3_models', 'table2_models', 'presence_of', 'two_stages',
+__all__ = ['TTAModel', 'add_guidance_crf', 'learned_tta', 'table3_models', 'table2_models', 'presence_of', 'two_stages',
            'score_models', 'run_guidance', 'run_guidance_on_photos']
 
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #757ab8ca
 class TTAModel(nn.Module):
-    "A model with test-time augmentation: images (B, 3, H, W) → combined scores (B, K, H, W)"
+    "A model that sees three scales and their mirror images: images (B, 3, H, W) → scores (B, K, H, W) of the ensemble"
     loss_parts = ()
     def __init__(self,
         model: nn.Module,  # with `outputs`
-        how,               # candidates (n, B, K, H, W) → scores (B, K, H, W)
+        how,               # scores of the views (n, B, K, H, W) → scores (B, K, H, W)
     ):
         super().__init__()
         self.model, self.how = model, how
 
     def outputs(self, x):
-        s, g = candidates(self.model, x)
-        return {'logits': self.how(s), 'presence': combine(g)}
+        s, g = tta_predictions(Predictor(self.model, TTA_SCALES, flip=True), x)
+        return {'logits': self.how(s), 'presence': ensemble(g)}
 
     def forward(self, x): return self.outputs(x)['logits']
 
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #79f4d8a4
-def with_guidance_crf(
+def add_guidance_crf(
     model: nn.Module,  # stays as it is
-    batches: list,     # what the CRF is fitted to: (scores, images, masks) as from `scored`
-    form: str,         # of the compatibility: 'printed' or 'pairwise'
-    learns: bool = True,  # is λ learnt?
+    batches: list,     # what the CRF is fitted to: as from `crf_batches`
+    form: str,         # of the compatibility: 'additive' or 'pairwise'
+    learn_lam: bool = True,  # is λ learnt?
     end_to_end: bool = False,  # fit through mean field, rather than by pieces?
     radius: int = 8,   # of the windows, pixels
 ) -> nn.Module:  # in evaluation mode
     "A guidance CRF on top of a model, fitted to batches"
-    field = GuidanceCRF(radius, form=form).to(batches[0][0].device)
-    field.lam.requires_grad_(learns)
-    field.fit(batches, end_to_end)
-    return WithField(model, field).eval()
+    crf = GuidanceCRF(radius, form=form).to(batches[0][0].device)
+    crf.lam.requires_grad_(learn_lam)
+    fit_guidance_crf(crf, batches, end_to_end)
+    return CRFWrapper(model, crf).eval()
 
-def with_learnt_ensemble(
+def learned_tta(
     net: nn.Module,
     batches: list,  # (images, masks), to learn from
-    over: str,      # what has weights of its own: 'candidates' or 'avgmax'
+    over: str,      # what has weights of its own: 'views' or 'avgmax'
 ) -> TTAModel:
     "A model seen at three scales and mirrored, whose six scores are combined with weights that are learnt"
-    pairs = [(candidates(net, plain(x))[0], plain(y)) for x, y in batches]
-    how = LearnToCombine(6, pairs[0][0].shape[2], over).to(pairs[0][0].device)
+    six = Predictor(net, TTA_SCALES, flip=True)
+    pairs = [(tta_predictions(six, plain(x))[0], plain(y)) for x, y in batches]
+    how = LearnedEnsemble(6, pairs[0][0].shape[2], over).to(pairs[0][0].device)
     how.fit(pairs)
     return TTAModel(net, how)
 
@@ -76,20 +78,20 @@ def table3_models(
     batches: list,  # (images, masks), to fit to
 ) -> dict[str, nn.Module]:
     "The lines of table 3 above the branch"
-    learnt = with_learnt_ensemble(net, batches, 'candidates')
-    return dict(pairwise=with_guidance_crf(net, scored(net, batches), 'pairwise'), learnt_candidates=learnt,
-                all=with_guidance_crf(learnt, scored(learnt, batches), 'pairwise'))
+    learnt = learned_tta(net, batches, 'views')
+    return dict(pairwise=add_guidance_crf(net, crf_batches(net, batches), 'pairwise'), learnt_candidates=learnt,
+                all=add_guidance_crf(learnt, crf_batches(learnt, batches), 'pairwise'))
 
 def table2_models(
     net: nn.Module,
     batches: list,  # (images, masks), to fit to
 ) -> dict[str, nn.Module]:
     "Other forms of the CRF, and the other ways of table 2 to combine"
-    seen = scored(net, batches)
-    found = dict(potts=with_guidance_crf(net, seen, 'printed', False), printed=with_guidance_crf(net, seen, 'printed'))
-    found |= {f'{form}_end_to_end': with_guidance_crf(net, seen[:1], form, end_to_end=True) for form in ('printed', 'pairwise')}
-    found |= {name: TTAModel(net, partial(combine, how=name)) for name in ('avg', 'max', 'avgmax')}
-    return found | dict(learnt_avgmax=with_learnt_ensemble(net, batches, 'avgmax'))
+    seen = crf_batches(net, batches)
+    found = dict(potts=add_guidance_crf(net, seen, 'additive', False), additive=add_guidance_crf(net, seen, 'additive'))
+    found |= {f'{form}_end_to_end': add_guidance_crf(net, seen[:1], form, end_to_end=True) for form in ('additive', 'pairwise')}
+    found |= {name: TTAModel(net, partial(ensemble, how=name)) for name in ('avg', 'max', 'avgmax')}
+    return found | dict(learnt_avgmax=learned_tta(net, batches, 'avgmax'))
 
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #2ee4da9f
 @torch.no_grad()
@@ -100,7 +102,7 @@ def presence_of(model, dls):
 
 def two_stages(fcn, classifier):
     "Images → logits of `fcn` with the classes struck out that `classifier` does not find (Shen & Zeng 2019, section 3.1)"
-    return lambda x: only_classes(fcn(x), (classifier.outputs(x)['presence'] > 0).int())
+    return lambda x: keep_classes(fcn(x), (classifier.outputs(x)['presence'] > 0).int())
 
 def score_models(
     net: nn.Module,  # the guided network
@@ -109,10 +111,10 @@ def score_models(
     dls,             # `DataLoaders` with `info`
 ) -> dict:  # figures
     "Figures of two stages, of `models` on top of `net`, of the one named 'all' with the classes given away, and how well it knows the classes"
-    figures = prefixed('stages', judge(two_stages(fcn, net), dls)[0]) | prefixed('all_oracle', judge(models['all'], dls, oracle_classes)[0])
+    figures = prefixed('stages', judge(two_stages(fcn, net), dls)[0]) | prefixed('all_oracle', judge(models['all'], dls, keep_true_classes)[0])
     for name, m in models.items():
         figures |= prefixed(name, judge(m, dls)[0])
-        if isinstance(m, WithField): figures |= prefixed(name, {k: p.item() for k, p in m.field.named_parameters()})
+        if isinstance(m, CRFWrapper): figures |= prefixed(name, {k: p.item() for k, p in m.crf.named_parameters()})
     scores, there = presence_of(net, dls)
     return figures | dict(presence_map=mean_average_precision(scores, there.bool()))
 
@@ -125,7 +127,7 @@ def run_guidance(
     learn = train(config, validate=False)
     net, dls = learn.model.eval(), learn.dls
     figures, counts = judge(net, dls)
-    figures |= prefixed('oracle', judge(net, dls, oracle_classes)[0])
+    figures |= prefixed('oracle', judge(net, dls, keep_true_classes)[0])
     if n_more:
         fcn = fit_model(replace(config, model='fcn', model_options={}), dls)
         more = list(scenes_dls(n_more, 1, config.picture_size[0], config.bs, seed=1, **config.data_options).train)
@@ -153,7 +155,7 @@ def run_guidance_on_photos(
     fcn, net = network(replace(config, model='fcn', model_options={})), network(config)
     figures, counts = judge(net, dls)
     figures |= prefixed('fcn', judge(fcn, dls)[0])
-    for name, z in (('oracle', net), ('fcn_oracle', fcn)): figures |= prefixed(name, judge(z, dls, oracle_classes)[0])
+    for name, z in (('oracle', net), ('fcn_oracle', fcn)): figures |= prefixed(name, judge(z, dls, keep_true_classes)[0])
     return figures | score_models(net, fcn, table3_models(net, list(more.train)), dls), counts
 
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #d4980900

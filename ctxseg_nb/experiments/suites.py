@@ -5,13 +5,12 @@
 # %% ../../nbs/experiments/21_suites.ipynb #b5a3c85a
 from __future__ import annotations
 from dataclasses import replace
-from functools import partial
 import numpy as np
 import torch
 from torch import nn
 from ..core import IMAGENET_STATS, labels_of, progress
 from ..evaluation.evaluator import figures_of, image_counts, mean_iou_of
-from ..evaluation.sliding_window import predict_multiscale
+from ..evaluation.sliding_window import SCALES, Predictor
 from .frozen_features import frozen_arm
 from .runner import Experiment, register_experiment
 from ..training.config import TrainConfig
@@ -28,10 +27,11 @@ __all__ = ['CONTROLS', 'SCENES', 'LARGE_SCENES', 'SMALL_SCENES', 'PHOTOS', 'FROZ
 def count_validation(
     model,  # a `Segmentor`
     dls,    # `DataLoaders` with `info`
-    **multiscale,  # to `predict_multiscale`; one plain forward pass where nothing is given
+    **multiscale,  # of a `Predictor`; one plain forward pass where nothing is given
 ) -> np.ndarray:  # (n, K, 3)
     "Pixels right, predicted and true of every validation picture"
-    predict = partial(predict_multiscale, model.eval(), **multiscale) if multiscale else model.eval()
+    many = dict(scales=SCALES, flip=True, fill=False) | multiscale
+    predict = Predictor(model.eval(), **many) if multiscale else model.eval()
     batches = ((x.as_subclass(torch.Tensor), y.as_subclass(torch.Tensor)) for x, y in progress(dls.valid, 'batches scored'))
     return torch.cat([image_counts(labels_of(predict(x)), y, dls.info.n_classes) for x, y in batches]).cpu().numpy()
 
@@ -50,7 +50,7 @@ class IlluminationShift(nn.Module):
 def score_model(
     model: nn.Module,  # a trained `Segmentor`
     dls,               # `DataLoaders` with `info`
-    multiscale: dict | None = None,   # score once more with `predict_multiscale`, as figure `miou_ms`
+    multiscale: dict | None = None,   # score once more with a `Predictor` of these options, as figure `miou_ms`
     illuminations: dict | None = None,  # name → what is added to red, green and blue: score once more, as figure `miou_NAME`
 ) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
     "Score a model on the validation pictures"

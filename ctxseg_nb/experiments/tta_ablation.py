@@ -12,8 +12,8 @@ from torch import nn
 from ..core import DatasetInfo
 from ..data.dataloaders import VALID_SEED
 from ..data.scenes import ContextScenes
-from ..evaluation.evaluator import evaluate_pictures, figures_of, labeller, read_split
-from ..evaluation.sliding_window import SCALES, sums_over_positions
+from ..evaluation.evaluator import evaluate_pictures, figures_of, read_split
+from ..evaluation.sliding_window import SCALES, Predictor
 from .runner import Experiment, register_experiment, summary
 from .suites import PHOTOS, SCENES
 from ..training.config import TrainConfig
@@ -42,19 +42,19 @@ def score_tta(
     items: list,     # (picture, mask) pairs, each of its own size
     info: DatasetInfo,  # of the data set
     size: tuple[int, int],  # (H, W) of the pictures in training: scale 1 and the windows, pixels
-    **tta,           # to `labeller`: `scales`, `flip`
+    **tta,           # to `Predictor.multiscale`: `scales`, `flip`
 ) -> tuple[dict, np.ndarray]:  # figures, with the seconds a picture takes; (n, K, 3) counts
     "Score a model on whole pictures with test-time augmentation"
-    label = labeller(net, max(size), crop=size, fill=sums_over_positions(net), **tta)
-    label(items[0][0])
+    predictor = Predictor.multiscale(net, size, **dict(scales=(1,), flip=False) | tta)
+    predictor.labels(items[0][0])
     start = time.process_time()
-    counts = evaluate_pictures(label, items, info.n_classes)
+    counts = evaluate_pictures(predictor.labels, items, info.n_classes)
     return figures_of(counts, info) | dict(seconds_per_picture=(time.process_time() - start)/len(counts)), counts
 
 # %% ../../nbs/experiments/24_tta_ablation.ipynb #54e87fc4
 def run_tta_on_scenes(
     config: TrainConfig,
-    tta: dict | None = None,  # how to score: options of `labeller`, `scales` and `flip`
+    tta: dict | None = None,  # how to score: options of `Predictor.multiscale`, `scales` and `flip`
 ) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
     "A run on the embedded scenes: one model a seed, scored in one way"
     scenes = ContextScenes(config.n_valid, config.picture_size[0], VALID_SEED)
@@ -64,7 +64,7 @@ def run_tta_on_photos(
     config: TrainConfig,
     path: str,     # folder of the data set
     weights: str,  # of the backbone
-    tta: dict | None = None,  # how to score: options of `labeller`, `scales` and `flip`
+    tta: dict | None = None,  # how to score: options of `Predictor.multiscale`, `scales` and `flip`
 ) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
     "A run on photographs, scored at the full size of the masks: one model a seed, scored in one way"
     net, ds = trained_once(replace(config, weights=str(weights)), str(path)), config_dataset(config, path)
