@@ -23,7 +23,7 @@ from ..training.train import fit_model, train
 from ..evaluation.metrics import calibration_error, reliability
 
 # %% auto #0
-__all__ = ['judge', 'after_dense', 'prefixed', 'score_corrections', 'joint', 'crf_network', 'run_crf', 'run_corrections',
+__all__ = ['DENSE', 'judge', 'after_dense', 'prefixed', 'score_corrections', 'joint', 'crf_network', 'run_crf', 'run_corrections',
            'crf_variant']
 
 # %% ../../nbs/experiments/22_crf_ablation.ipynb #ca953161
@@ -127,8 +127,8 @@ def run_corrections(
 _NARROW = dict(block_width=32, width=64, scales=[1.], windows=[], pair_weight=.05)
 _PYRAMID = _NARROW | dict(windows=[5, 9])
 _FULL = _PYRAMID | dict(scales=[1.2, .8, .4])
-_DENSE = dict(theta_alpha=15, theta_beta=20, theta_gamma=2, w_bilateral=4, w_spatial=1)
-_CORRECTED = dict(refine=3, dense=_DENSE)
+DENSE = dict(theta_alpha=15, theta_beta=20, theta_gamma=2, w_bilateral=4, w_spatial=1)
+_CORRECTED = dict(refine=3, dense=DENSE)
 
 def crf_variant(
     options: dict,   # of `deepcrf`
