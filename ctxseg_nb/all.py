@@ -10,7 +10,6 @@ from .core import *
 from .data.scenes import *
 from .data.dataset import *
 from .data.dataloaders import *
-from .testing.miniatures import *
 from .data.pascal import *
 from .data.coco import *
 from .data.ade20k import *

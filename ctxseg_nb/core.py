@@ -25,7 +25,7 @@ __all__ = ['IGNORE', 'IMAGENET_STATS', 'VOID_COLOUR', 'LOG_ZERO', 'check_n_class
            'show_rows', 'legend', 'atomic_write', 'write_json', 'write_figure', 'check_labels', 'check_options',
            'unknown_name', 'Registry', 'progress', 'can_check_values', 'finite_scores', 'labels_of', 'check_positive',
            'check_share', 'plain', 'at_least_float32', 'highest_precision', 'full_precision', 'default_device',
-           'shared_mean', 'place_in_batch', 'shared_generator', 'checksum', 'real_data', 'tune_malloc']
+           'shared_mean', 'place_in_batch', 'shared_generator', 'checksum', 'tune_malloc']
 
 # %% ../nbs/30_core.ipynb #290a87b6
 IGNORE = 255  # label of void pixels, in every mask of this library
@@ -423,17 +423,6 @@ def checksum(
         crc = zlib.crc32(f'{name} {t.dtype} {tuple(t.shape)}'.encode(), crc)
         crc = zlib.crc32(t.detach().as_subclass(torch.Tensor).cpu().contiguous().flatten().view(torch.uint8).numpy(), crc)
     return f'{crc:08x}'
-
-# %% ../nbs/30_core.ipynb #f286b141
-def real_data(
-    name: str,  # file or folder below the data folder: 'camvid', 'ccp', 'weights/squeezenet1_0.safetensors'
-) -> Path | None:
-    "The path of real data, or None, with a line that says what is skipped"
-    here = Path.cwd()
-    root = next((p for p in (here, *here.parents) if (p/'settings.ini').exists()), here)
-    path = Path(os.environ.get('CTXSEG_DATA', root.parent/'shared'/'data'))/name
-    if path.exists(): return path
-    print(f'skipped: no {name} beside the project or in $CTXSEG_DATA')
 
 # %% ../nbs/30_core.ipynb #0e847477
 def tune_malloc(

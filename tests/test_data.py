@@ -9,14 +9,14 @@ from ctxseg_nb.data.dataloaders import segmentation_dls
 from ctxseg_nb.data.verify import check_dataset
 from ctxseg_nb.data.camvid import CamVid
 from ctxseg_nb.data.dataset import check_mask, image_size, DATASETS, load_image, load_mask, open_dataset, read_lines
-from ctxseg_nb.testing.miniatures import MINIATURES, little_mask, make_miniature
+from ctxseg_nb.testing.miniatures import MINIATURES, make_mask, make_miniature
 from ctxseg_nb.data.transforms import Augment
 from ctxseg_nb.models.segmentor import create_model, MODELS
 from ctxseg_nb.training.learner import segmentation_learner, training_counts
 from ctxseg_nb.training.losses import SegmentationLoss, class_weights, pixel_cross_entropy
 
 CARD = DatasetInfo('toy', ('a', 'b', 'c'))
-NAMES = sorted(DATASETS)
+NAMES = sorted(set(DATASETS) & set(MINIATURES))   # whoever adds a data set may do without a miniature
 MODELS = sorted(MODELS)
 LISTS = dict(camvid='codes.txt', ccp='train.txt', voc2012='VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt',
              pascal_context='VOCdevkit/VOC2010/ImageSets/Main/train.txt', coco_stuff10k='imageLists/train.txt', ade20k='objectInfo150.txt',
@@ -168,10 +168,33 @@ def python(script, **environment):
 
 
 def test_every_data_set_has_a_miniature(tmp_path):
-    "also where nothing else was imported before"
-    assert set(NAMES) <= set(MINIATURES)
+    "every one of the library; also where nothing else was imported before"
+    assert set(DATASETS) == set(MINIATURES)
     end = python(f"from ctxseg_nb.testing.miniatures import make_miniature; make_miniature('lip', {str(tmp_path/'lip')!r}); make_miniature('nope', 'x')")
     assert (tmp_path/'lip'/'TrainVal_images').exists() and "unknown miniature 'nope'; there are" in end.stderr
+
+
+def test_the_library_does_not_import_what_is_for_tests():
+    "Every module of the library is imported; `ctxseg_nb.testing` is not among what that loads"
+    end = python("""
+import sys, ctxseg_nb, ctxseg_nb.all, ctxseg_nb.cli
+from importlib import import_module
+from pkgutil import walk_packages
+for m in walk_packages(ctxseg_nb.__path__, 'ctxseg_nb.'):
+    if '.testing.' not in m.name: import_module(m.name)
+print([name for name in sys.modules if name.startswith('ctxseg_nb.testing.')])""")
+    assert end.stdout.strip() == '[]', end.stderr
+
+
+@pytest.mark.parametrize('name, options', [*((n, {}) for n in NAMES), ('pascal_context', dict(n_classes=60)), ('coco_objects', dict(classes='voc')),
+                                           ('coco_objects', dict(min_region=200)), ('siftflow', dict(upscale=2))])
+def test_classes_are_counted_without_files(name, options, whole):
+    assert DATASETS[name].count_classes(**options) == open_dataset(name, whole(name), **options).info.n_classes
+
+
+def test_options_that_a_data_set_does_not_take(whole):
+    fails(lambda: open_dataset('camvid', whole('camvid'), upscale=2), "the data set camvid has no option 'upscale'; there are none")
+    fails(lambda: open_dataset('siftflow', whole('siftflow'), scale=2), "no option 'scale'; there are upscale")
 
 
 def test_class_names_with_blanks(copied):
@@ -259,13 +282,13 @@ def test_pipes_and_devices_are_not_read(tmp_path):
 
 @pytest.mark.parametrize('suffix, options', [('.jpg', {}), ('.webp', {}), ('.webp', dict(lossless=True)), ('.tif', dict(compression='jpeg'))])
 def test_lossy_masks_are_refused(suffix, options, tmp_path):
-    Image.fromarray(little_mask(range(12))).save(tmp_path/f'm{suffix}', **options)
+    Image.fromarray(make_mask(range(12))).save(tmp_path/f'm{suffix}', **options)
     fails(lambda: load_mask(tmp_path/f'm{suffix}'), f'm{suffix} is not a readable mask: expected a file without loss')
 
 
 @pytest.mark.parametrize('suffix', ['.png', '.bmp', '.gif', '.tif', '.pgm'])
 def test_lossless_masks_are_read(suffix, tmp_path):
-    mask = little_mask([0, 1, 7, IGNORE])
+    mask = make_mask([0, 1, 7, IGNORE])
     Image.fromarray(mask).save(tmp_path/f'm{suffix}')
     if suffix != '.gif': assert (load_mask(tmp_path/f'm{suffix}') == mask).all()   # GIF renumbers its colours
     else: load_mask(tmp_path/f'm{suffix}')

@@ -10,7 +10,8 @@ from ctxseg_nb.testing.miniatures import make_miniature
 from ctxseg_nb.data.scenes import ContextScenes
 from ctxseg_nb.models.deepcrf import PairwiseNet, batch_range_box_edges, deepcrf, async_pairwise_loss, _all_pairs_loss
 from ctxseg_nb.training.async_pairwise import AsyncPairwiseUpdate
-from ctxseg_nb.training.distributed import ShardedDL, distributed, on_ranks
+from ctxseg_nb.training.distributed import ShardedDL, distributed
+from ctxseg_nb.testing.ranks import run_on_ranks
 from ctxseg_nb.training.learner import segmentation_learner
 
 
@@ -105,7 +106,7 @@ F8, F4 = torch.float64, torch.float32
     ('fcn', None, F8, 2), ('encnet', None, F8, 1), ('mcibi', None, F8, 1), ('cfnet', None, F8, 1), ('guided', None, F8, 1), ('deepcrf', None, F8, 1), ('deepcrf', 1000, F8, 1),
     ('fcn', None, F4, 1), ('deepcrf', 1000, F4, 1)])   # not MCIBI in float32, whose steps enlarge what rounding leaves
 def test_two_processes_train_what_one_trains(name, pairs_per_step, dtype, epochs):
-    (one,), two = (on_ranks(fit, n, name, dtype, pairs_per_step, epochs) for n in (1, 2))
+    (one,), two = (run_on_ranks(fit, n, name, dtype, pairs_per_step, epochs) for n in (1, 2))
     for rank in two:
         assert rank['rates'] == one['rates'] and len(one['rates']) == epochs*(22//4)
         assert distance(rank['state'], one['state']) < {F8: 1e-10, F4: 1e-5}[dtype]
@@ -116,7 +117,7 @@ def test_two_processes_train_what_one_trains(name, pairs_per_step, dtype, epochs
 
 @pytest.mark.parametrize('name, n_ranks, workers', [('fcn', 3, 1), ('mcibi', 4, 0)])
 def test_more_processes_share_batches_of_four_and_workers_read_them(name, n_ranks, workers):
-    (one,), more = (on_ranks(fit, n, name, F8, None, 1, .01, w) for n, w in ((1, 0), (n_ranks, workers)))
+    (one,), more = (run_on_ranks(fit, n, name, F8, None, 1, .01, w) for n, w in ((1, 0), (n_ranks, workers)))
     for rank in more: assert distance(rank['state'], one['state']) < 1e-10
 
 
@@ -133,9 +134,9 @@ def masks(rank):
     return learn.draws.masks
 
 def test_dropout_differs_between_ranks_and_is_reproducible():
-    first, again = on_ranks(masks, 2), on_ranks(masks, 2)
+    first, again = run_on_ranks(masks, 2), run_on_ranks(masks, 2)
     assert first == again and first[0] != first[1]
-    assert on_ranks(masks, 1)[0] == first[0]
+    assert run_on_ranks(masks, 1)[0] == first[0]
 
 
 # ---- predictions
@@ -149,7 +150,7 @@ def predictions(rank):
                     one=learn.predict(scenes(1, 7)[0][0])[2], values=list(learn.validate()), after=learn.recorder.values[-1])
 
 def test_predictions_are_neither_lost_nor_doubled():
-    (one,), two = (on_ranks(predictions, n) for n in (1, 2))
+    (one,), two = (run_on_ranks(predictions, n) for n in (1, 2))
     for rank in two:
         for k in ('scores', 'targets', 'own', 'one'):
             assert rank[k].shape == one[k].shape, k
@@ -192,9 +193,9 @@ def killed(rank):
     dist.barrier()
 
 def test_a_rank_that_fails_ends_all():
-    with pytest.raises(RuntimeError, match=r'(?s)fails on 2 processes:.*rank 1: .*ValueError: no pictures'): on_ranks(fails, 2)
-    with pytest.raises(RuntimeError, match='waits on 2 processes:\nrank 0, 1: not done after 1 s'): on_ranks(waits, 2, timeout=1)
-    with pytest.raises(RuntimeError, match='process 1 terminated with signal SIGKILL'): on_ranks(killed, 2)
+    with pytest.raises(RuntimeError, match=r'(?s)fails on 2 processes:.*rank 1: .*ValueError: no pictures'): run_on_ranks(fails, 2)
+    with pytest.raises(RuntimeError, match='waits on 2 processes:\nrank 0, 1: not done after 1 s'): run_on_ranks(waits, 2, timeout=1)
+    with pytest.raises(RuntimeError, match='process 1 terminated with signal SIGKILL'): run_on_ranks(killed, 2)
 
 def test_functions_carry_what_they_use():
     offset = torch.ones(1)
@@ -202,12 +203,12 @@ def test_functions_carry_what_they_use():
         t = factor*(rank + offset)
         dist.all_reduce(t)
         return rank, t.item(), os.environ['WORLD_SIZE']
-    assert on_ranks(total, 2, 10) == [(0, 30., '2'), (1, 30., '2')]
+    assert run_on_ranks(total, 2, 10) == [(0, 30., '2'), (1, 30., '2')]
 
 
 def places(rank): return place_in_batch(2*rank + 1)
 
-def test_place_in_the_batch_of_all_ranks(): assert on_ranks(places, 3) == [(0, 9), (1, 9), (4, 9)]
+def test_place_in_the_batch_of_all_ranks(): assert run_on_ranks(places, 3) == [(0, 9), (1, 9), (4, 9)]
 
 
 # ---- the real command

@@ -9,7 +9,7 @@ from ctxseg_nb import cli
 from ctxseg_nb.core import IGNORE, IMAGENET_STATS, DatasetInfo, labels_of
 from ctxseg_nb.data.dataloaders import dataset_dls, segmentation_dls
 from ctxseg_nb.data.dataset import DATASETS, open_dataset
-from ctxseg_nb.testing.miniatures import little_mask, make_miniature
+from ctxseg_nb.testing.miniatures import make_mask, make_miniature
 from ctxseg_nb.evaluation.tta import tta_predictions
 from ctxseg_nb.evaluation.evaluator import evaluate_pictures, figures_of, image_counts, mean_iou_of, read_split, write_report
 from ctxseg_nb.evaluation.sliding_window import Predictor, needs_full_windows
@@ -48,7 +48,7 @@ def arms(tmp_path_factory):
     path = make_miniature('lip', tmp_path_factory.mktemp('data')/'lip')
     ds = open_dataset('lip', path)
     for i, (image, file) in enumerate(ds.split('train') + ds.split('val')):
-        mask = little_mask(list(COLOURS), (64, 48), i)
+        mask = make_mask(list(COLOURS), (64, 48), i)
         picture = np.zeros((64, 48, 3), np.uint8)
         for label, colour in COLOURS.items(): picture[mask == label, :2] = colour
         picture[..., 2] = 30 + 4*np.arange(48)
@@ -103,7 +103,7 @@ def test_learner_turns_mirrored_predictions_back(arms):
 
 
 def test_tta_of_pictures_of_different_sizes_and_without_masks(arms):
-    pairs = [(np.full((h, w, 3), 90, np.uint8), little_mask([0, 1], (h, w))) for h, w in ((20, 30), (24, 16))]
+    pairs = [(np.full((h, w, 3), 90, np.uint8), make_mask([0, 1], (h, w))) for h, w in ((20, 30), (24, 16))]
     dls = segmentation_dls(pairs, pairs, DatasetInfo('two', ('a', 'b')), bs=1, device='cpu')
     learn = segmentation_learner(dls, 'encnet')
     with learn.no_bar(): found, targets = learn.tta(scales=(.5, 1), crop=32)

@@ -9,12 +9,13 @@ from safetensors.torch import load_file
 from torch import nn
 from ctxseg_nb.cli import main
 from ctxseg_nb.data.dataloaders import segmentation_dls
-from ctxseg_nb.testing.miniatures import little_pair, make_miniature
+from ctxseg_nb.testing.miniatures import make_miniature, write_pair
 from ctxseg_nb.data.scenes import ContextScenes
 from ctxseg_nb.models.segmentor import create_model
 from ctxseg_nb.training.async_pairwise import AsyncPairwiseUpdate
 from ctxseg_nb.training.checkpoint import Checkpoint, _encode, read_checkpoint
-from ctxseg_nb.training.distributed import distributed, on_ranks
+from ctxseg_nb.training.distributed import distributed
+from ctxseg_nb.testing.ranks import run_on_ranks
 from ctxseg_nb.training.learner import segmentation_learner
 
 REPOSITORY = Path(__file__).parent.parent
@@ -314,7 +315,7 @@ def test_infinite_weights_are_not_written(tmp_path):
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory):
     path = make_miniature('camvid', tmp_path_factory.mktemp('data')/'camvid')
-    for i in range(10, 30): little_pair(path/'train'/f'{i:04}.png', path/'trainannot'/f'{i:04}.png', range(12), seed=i)
+    for i in range(10, 30): write_pair(path/'train'/f'{i:04}.png', path/'trainannot'/f'{i:04}.png', range(12), seed=i)
     return path
 
 
@@ -420,13 +421,13 @@ def on_two(rank, folder, resume, stop):
 
 
 def test_two_processes(tmp_path):
-    whole = on_ranks(on_two, 2, tmp_path/'whole', False, False)
-    on_ranks(on_two, 2, tmp_path/'run', False, True)
+    whole = run_on_ranks(on_two, 2, tmp_path/'whole', False, False)
+    run_on_ranks(on_two, 2, tmp_path/'run', False, True)
     ranks = read_checkpoint(tmp_path/'run'/'checkpoint.pt')['ranks']
     assert len(ranks) == 2 and not torch.equal(ranks[0]['now']['torch'], ranks[1]['now']['torch'])
     (tmp_path/'alone').mkdir()
     (tmp_path/'alone'/'checkpoint.pt').write_bytes((tmp_path/'run'/'checkpoint.pt').read_bytes())
-    again = on_ranks(on_two, 2, tmp_path/'run', True, False)
+    again = run_on_ranks(on_two, 2, tmp_path/'run', True, False)
     for a, b in zip(whole, again): check_same(a, b)
     with redirect_stdout(io.StringIO()) as said: fit(make('mcibi', bs=4), Checkpoint(tmp_path/'alone', every=2, resume=True), epochs=3)
     assert 'with processes 1 instead of 2' in said.getvalue()

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from ctxseg_nb.cli import main
-from ctxseg_nb.testing.miniatures import little_pair, make_miniature
+from ctxseg_nb.testing.miniatures import make_miniature, write_pair
 from ctxseg_nb.models.segmentor import MODELS
 from ctxseg_nb.training.checkpoint import read_checkpoint
 
@@ -15,7 +15,7 @@ EPOCHS = 12
 def write_pictures(path):
     "A little CamVid of twelve training pictures"
     make_miniature('camvid', path)
-    for i in range(10, 20): little_pair(path/'train'/f'{i:04}.png', path/'trainannot'/f'{i:04}.png', range(12), seed=i)
+    for i in range(10, 20): write_pair(path/'train'/f'{i:04}.png', path/'trainannot'/f'{i:04}.png', range(12), seed=i)
 
 
 def start(words, processes, log):

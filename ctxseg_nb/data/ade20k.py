@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from ..core import DatasetInfo
 from .dataset import DATASETS, SegDataset, make_label_map, read_lines
-from ..testing.miniatures import little_pair, MINIATURES
 
 # %% auto #0
 __all__ = ['ADE20K']
@@ -43,18 +42,11 @@ class ADE20K(SegDataset):
         if len(names) != 150: raise ValueError(f'{file}: expected 150 classes below a title line, found {len(names)}')
         self.info = DatasetInfo('ade20k', tuple(names), _PALETTE)
 
+    @classmethod
+    def count_classes(cls) -> int: return cls.n_labels - 1   # all but void
+
     def list_pairs(self, split: str) -> list[tuple[Path, Path]]:
         if split == 'trainval': return self.list_pairs('train') + self.list_pairs('val')
         folder = dict(train='training', val='validation')[split]
         return [(f, self.require(f'mask of {f.name}', self.path/'annotations'/folder/f'{f.stem}.png'))
                 for f in self.list_files(self.path/'images'/folder, '*.jpg')]
-
-# %% ../../nbs/data/36_ade20k.ipynb #4c86ecde
-@MINIATURES.register('ade20k')
-def _mini_ade20k(path):
-    for i, (split, short) in enumerate(2*[('training', 'train'), ('validation', 'val')]):
-        name = f'ADE_{short}_{i//2 + 1:08}'
-        little_pair(path/'images'/split/f'{name}.jpg', path/'annotations'/split/f'{name}.png', range(151), seed=i)
-    names = ['wall', 'building, edifice', 'sky', *(f'class {k}' for k in range(4, 151))]
-    rows = [f'{k}\t0.0\t0\t0\t{n}' for k, n in enumerate(names, 1)]
-    (path/'objectInfo150.txt').write_text('\n'.join(['Idx\tRatio\tTrain\tVal\tName', *rows]) + '\n')

@@ -33,6 +33,9 @@ class CamVid(SegDataset):
             raise ValueError(f'{file}: expected {self.n_labels} lines (11 classes and void), found {len(names)}')
         self.info = DatasetInfo('camvid', tuple(names[:-1]), _PALETTE)
 
+    @classmethod
+    def count_classes(cls) -> int: return cls.n_labels - 1   # all but void
+
     def list_pairs(self, split: str) -> list[tuple[Path, Path]]:
         images, masks = self.require('images', self.path/split), self.require('masks', self.path/f'{split}annot')
         files = sorted(f for f in images.iterdir() if f.suffix.lower() in ('.png', '.jpg', '.jpeg'))

@@ -9,7 +9,6 @@ import numpy as np
 from torchvision.datasets import Cityscapes as CityscapesTables
 from ..core import IGNORE, DatasetInfo
 from .dataset import DATASETS, SegDataset, make_label_map
-from ..testing.miniatures import little_pair, MINIATURES
 
 # %% auto #0
 __all__ = ['Cityscapes']
@@ -43,12 +42,3 @@ class Cityscapes(SegDataset):
             return self.path/kind/folder/f.parent.name/f.name.replace('leftImg8bit', f'{kind}_{self.labels}')
         return [(f, self.require(f'mask of {f.name}', mask(f)))
                 for f in self.list_files(self.path/'leftImg8bit'/folder, '*/*_leftImg8bit.png')]
-
-# %% ../../nbs/data/37_cityscapes.ipynb #84e80109
-@MINIATURES.register('cityscapes')
-def _mini_cityscapes(path):
-    cities = dict(train='aachen', val='frankfurt', test='berlin', train_extra='augsburg')
-    for i, (split, city) in enumerate(2*[*cities.items()]):
-        kind, name = 'gtCoarse' if split == 'train_extra' else 'gtFine', f'{city}_{i//4:06}_000019'
-        little_pair(path/'leftImg8bit'/split/city/f'{name}_leftImg8bit.png', path/kind/split/city/f'{name}_{kind}_labelIds.png',
-                    range(4 if split == 'test' else 34), seed=i)

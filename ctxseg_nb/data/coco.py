@@ -8,15 +8,15 @@ import json
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 import numpy as np
-from scipy.io import savemat
 from ..core import IGNORE, DatasetInfo
 from .dataset import DATASETS, SegDataset, load_mat_mask, make_label_map, read_stems, reading, safe_name
 from .pascal import VOC_CLASS_NAMES, voc_palette
-from ..testing.miniatures import little_mask, little_pair, little_picture, MINIATURES
 
 # %% auto #0
-__all__ = ['COCO_STUFF', 'COCO_THINGS', 'COCOStuff10K', 'COCOStuff164K', 'choose_test_images', 'COCOObjects']
+__all__ = ['COCO_STUFF_NUMBERS', 'COCO_STUFF', 'COCO_THINGS', 'COCOStuff10K', 'COCOStuff164K', 'choose_test_images',
+           'COCOObjects']
 
 # %% ../../nbs/data/35_coco.ipynb #34a126ef
 _NAMES = '''person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, street sign, stop sign, parking meter,
@@ -34,8 +34,8 @@ wall-tile, wall-wood, water-other, waterdrops, window-blind, window-other, wood'
 
 # %% ../../nbs/data/35_coco.ipynb #30aab665
 _UNUSED = {'street sign', 'hat', 'shoe', 'eye glasses', 'plate', 'mirror', 'window', 'desk', 'door', 'blender', 'hair brush'}
-_NUMBERS = np.array([k for k, name in enumerate(_NAMES, 1) if name not in _UNUSED])  # 1 to 182 without the unused
-COCO_STUFF = tuple(_NAMES[k - 1] for k in _NUMBERS)  # 171 names
+COCO_STUFF_NUMBERS = np.array([k for k, name in enumerate(_NAMES, 1) if name not in _UNUSED])  # 1 to 182 without the unused
+COCO_STUFF = tuple(_NAMES[k - 1] for k in COCO_STUFF_NUMBERS)  # 171 names
 COCO_THINGS = COCO_STUFF[:80]
 
 # %% ../../nbs/data/35_coco.ipynb #70ba400f
@@ -43,7 +43,7 @@ COCO_THINGS = COCO_STUFF[:80]
 class COCOStuff10K(SegDataset):
     "COCO-Stuff 10K, version 1.1, as it unpacks; the files have the numbers of the classes"
     name, n_labels, splits = 'COCO-Stuff 10K', 183, ('train', 'test')
-    info, label_map = DatasetInfo('coco_stuff10k', COCO_STUFF), make_label_map(_NUMBERS)
+    info, label_map = DatasetInfo('coco_stuff10k', COCO_STUFF), make_label_map(COCO_STUFF_NUMBERS)
     how_to_get = ('Get cocostuff-10k-v1.1.zip from github.com/nightrome/cocostuff10k; '
                   'the folder holds images, annotations and imageLists.')
 
@@ -54,17 +54,6 @@ class COCOStuff10K(SegDataset):
 
     def load_labels(self, mask: Path) -> np.ndarray: return load_mat_mask(mask, 'S')
 
-# %% ../../nbs/data/35_coco.ipynb #68dc4103
-@MINIATURES.register('coco_stuff10k')
-def _mini_stuff10k(path):
-    for d in ('imageLists', 'annotations'): (path/d).mkdir()
-    for split, ids in dict(train=(77, 113), test=(109, 315)).items():
-        names = [f'COCO_train2014_{i:012}' for i in ids]
-        (path/'imageLists'/f'{split}.txt').write_text('\n'.join(names) + '\n')
-        for i, n in zip(ids, names):
-            little_picture(path/'images'/f'{n}.jpg', seed=i)
-            savemat(path/'annotations'/f'{n}.mat', dict(S=little_mask([0, *_NUMBERS], seed=i)))
-
 # %% ../../nbs/data/35_coco.ipynb #9ef3dbf8
 def _first_existing(*places: Path) -> Path: return next((p for p in places if p.exists()), places[0])
 
@@ -72,7 +61,7 @@ def _first_existing(*places: Path) -> Path: return next((p for p in places if p.
 class COCOStuff164K(SegDataset):
     "COCO-Stuff on the pictures of COCO 2017, masks as PNGs ('stuffthingmaps'), whose labels are a class's number less 1"
     name, n_labels, splits = 'COCO-Stuff 164K', 182, ('train', 'val')
-    info, label_map = DatasetInfo('coco_stuff164k', COCO_STUFF), make_label_map(_NUMBERS - 1)
+    info, label_map = DatasetInfo('coco_stuff164k', COCO_STUFF), make_label_map(COCO_STUFF_NUMBERS - 1)
     how_to_get = ('Get train2017.zip and val2017.zip from cocodataset.org for the folder images, '
                   'and stuffthingmaps_trainval2017.zip from github.com/nightrome/cocostuff for the folder annotations.')
 
@@ -84,50 +73,6 @@ class COCOStuff164K(SegDataset):
         if not names: raise ValueError(f'{self.name}: no .jpg in {images}. {self.how_to_get}')
         return [(self.require(f'image {n}', images/f'{n}.jpg'), self.require(f'mask of {n}', masks/f'{n}.png'))
                 for n in names]
-
-# %% ../../nbs/data/35_coco.ipynb #59491793
-@MINIATURES.register('coco_stuff164k')
-def _mini_stuff164k(path):
-    for split, ids in dict(train=(9, 25), val=(139, 285)).items():
-        for i in ids:
-            image, mask = (path/kind/f'{split}2017'/f'{i:012}' for kind in ('images', 'annotations'))
-            little_pair(image.with_suffix('.jpg'), mask.with_suffix('.png'), [IGNORE, *(_NUMBERS - 1)], seed=i)
-
-# %% ../../nbs/data/35_coco.ipynb #e59c1be9
-def _object(image, category, x0, y0, x1, y1):
-    "An entry of COCO's list: a rectangle, corners in pixels, the second one outside"
-    return dict(image_id=image, category_id=int(category), iscrowd=0, area=(x1 - x0)*(y1 - y0), bbox=[x0, y0, x1 - x0, y1 - y0],
-                segmentation=[[x0, y0, x1, y0, x1, y1, x0, y1]])
-
-# %% ../../nbs/data/35_coco.ipynb #1d852524
-def _crowd(image, category, inside):
-    "The same for a mask, as an uncompressed run-length code"
-    flat = inside.ravel(order='F')
-    ends = np.flatnonzero(np.diff(flat, prepend=False, append=not flat[-1]))
-    return dict(image_id=image, category_id=int(category), iscrowd=1, area=int(inside.sum()), bbox=[0, 0, *inside.shape[::-1]],
-                segmentation=dict(size=list(inside.shape), counts=np.diff(ends, prepend=0).tolist()))
-
-# %% ../../nbs/data/35_coco.ipynb #9f65e3ad
-def _rectangles(image, seed, numbers):
-    "The objects of a miniature image: 40 rectangles of 20×26 pixels or less, a crowd, a small person"
-    cells = little_mask(range(42), (120, 160), seed)
-    found = [_object(image, 1, 5, 5, 15, 15), _crowd(image, 1, cells == 41)]
-    for k, number in enumerate(numbers):
-        y, x = (v.tolist() for v in np.nonzero(cells == k))
-        found.append(_object(image, number, min(x), min(y), max(x) + 1, max(y) + 1))
-    return found
-
-# %% ../../nbs/data/35_coco.ipynb #8a340b36
-@MINIATURES.register('coco_objects')
-def _mini_objects(path):
-    categories = [dict(id=int(k), name=n) for k, n in zip(_NUMBERS, COCO_THINGS)]
-    (path/'annotations').mkdir()
-    for split, ids in dict(train=(9, 25), val=(139, 285)).items():
-        images = [dict(id=i, file_name=f'{i:012}.jpg', height=120, width=160) for i in ids]
-        for im in images: little_picture(path/f'{split}2017'/im['file_name'], (120, 160), im['id'])
-        found = [a for j, i in enumerate(ids) for a in _rectangles(i, i, _NUMBERS[40*j:40*j + 40])]
-        for k, a in enumerate(found, 1): a['id'] = k
-        (path/'annotations'/f'instances_{split}2017.json').write_text(json.dumps(dict(images=images, categories=categories, annotations=found)))
 
 # %% ../../nbs/data/35_coco.ipynb #192e4c0d
 class _AnnotationFile:
@@ -240,6 +185,10 @@ class COCOObjects(SegDataset):
         self.n_labels, self.label_map = self.info.n_classes, make_label_map(range(self.info.n_classes))
         self.min_region, self.min_labelled, self.n_test, self._files = min_region, min_labelled, n_test, {}
         self.splits = ('train', 'test') if n_test else ('train', 'val', 'trainval')
+
+    @classmethod
+    def count_classes(cls, classes: str = 'coco', **options: Any) -> int:
+        return len(VOC_CLASS_NAMES) if classes == 'voc' else 1 + len(COCO_THINGS)
 
     def _annotations(self, file: Path) -> _AnnotationFile:
         "An annotation file, read once"

@@ -255,6 +255,14 @@ class SegDataset:
         self.path = self.require('folder', Path(path))
         if not self.path.is_dir(): raise ValueError(f'{self.name}: expected a folder, found the file {path}')
 
+    @classmethod
+    def count_classes(cls,
+        **options: Any,  # of the class, beside its folder
+    ) -> int:
+        "K, told without any file. Raises `ValueError` where only the files know"
+        if not hasattr(cls, 'info'): raise ValueError(f'{cls.name}: only its files tell how many classes it has')
+        return cls.info.n_classes
+
     def list_pairs(self,
         split: str,  # one of `splits`
     ) -> list[tuple[Path, Path]]:  # (image path, mask path) pairs

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from ..core import DatasetInfo
 from .dataset import DATASETS, SegDataset, make_label_map
-from ..testing.miniatures import little_pair, MINIATURES
 
 # %% auto #0
 __all__ = ['LIP', 'CIHP']
@@ -59,16 +58,6 @@ class LIP(_HumanParsing):
         images, masks = (_unpacked(self.path/f) for f in ('TrainVal_images', 'TrainVal_parsing_annotations'))
         return images/f'{split}_images', masks/f'{split}_segmentations', images/f'{split}_id.txt'
 
-# %% ../../nbs/data/40_human_parsing.ipynb #d35e3467
-@MINIATURES.register('lip')
-def _mini_lip(path):
-    images, masks = path/'TrainVal_images', path/'TrainVal_parsing_annotations'
-    for k, split in enumerate(('train', 'val')):
-        names = [f'{10*k + i}_123456' for i in range(2)]
-        for i, n in enumerate(names):
-            little_pair(images/f'{split}_images'/f'{n}.jpg', masks/f'{split}_segmentations'/f'{n}.png', range(20), (64, 48), 2*k + i)
-        (images/f'{split}_id.txt').write_text('\n'.join(names) + '\n')
-
 # %% ../../nbs/data/40_human_parsing.ipynb #461b9efe
 @DATASETS.register('cihp')
 class CIHP(_HumanParsing):
@@ -81,12 +70,3 @@ class CIHP(_HumanParsing):
     def _places(self, split: str) -> tuple[Path, Path, Path]:
         half = self.path/dict(train='Training', val='Validation')[split]
         return half/'Images', half/'Category_ids', half/f'{split}_id.txt'
-
-# %% ../../nbs/data/40_human_parsing.ipynb #bcf81fd9
-@MINIATURES.register('cihp')
-def _mini_cihp(path):
-    for k, (split, half) in enumerate((('train', 'Training'), ('val', 'Validation'))):
-        names = [f'{10*k + i:07}' for i in range(2)]
-        for i, n in enumerate(names):
-            little_pair(path/half/'Images'/f'{n}.jpg', path/half/'Category_ids'/f'{n}.png', range(20), (64, 48), 2*k + i)
-        (path/half/f'{split}_id.txt').write_text('\n'.join(names) + '\n')

@@ -6,10 +6,8 @@
 from __future__ import annotations
 from pathlib import Path
 import numpy as np
-from scipy.io import savemat
 from ..core import DatasetInfo
 from .dataset import DATASETS, SegDataset, load_mat_mask, make_label_map, number_in_name
-from ..testing.miniatures import little_mask, little_pair, little_picture, MINIATURES
 
 # %% auto #0
 __all__ = ['NYUDv2', 'SUNRGBD']
@@ -39,16 +37,6 @@ class NYUDv2(SegDataset):
 
     def load_labels(self, mask: Path) -> np.ndarray: return load_mat_mask(mask, 'segmentation')
 
-# %% ../../nbs/data/41_indoor.ipynb #49b5cdd2
-@MINIATURES.register('nyudv2')
-def _mini_nyudv2(path):
-    (path/'segmentation').mkdir()
-    for i, n in enumerate((5001, 5002, 5003, 5004)):
-        little_picture(path/'data'/'images'/f'img_{n}.png', seed=i)
-        savemat(path/'segmentation'/f'img_{n}.mat', dict(segmentation=little_mask(range(41), seed=i)))
-    lists = dict(train='5003\n', val='5002\n', test='5001\n5004\n')
-    for name, numbers in lists.items(): (path/f'{name}.txt').write_text(numbers)
-
 # %% ../../nbs/data/41_indoor.ipynb #dfc7aa0d
 @DATASETS.register('sunrgbd')
 class SUNRGBD(SegDataset):
@@ -64,11 +52,3 @@ class SUNRGBD(SegDataset):
         def mask(f): return self.path/'sunrgbd_train_test_labels'/f'img-{number_in_name(f, f.stem[4:]) + before:06}.png'
         return [(f, self.require(f'mask of {folder}/{f.name}', mask(f)))
                 for f in self.list_files(self.path/folder, 'img-[0-9]*.jpg')]
-
-# %% ../../nbs/data/41_indoor.ipynb #7786eb3a
-@MINIATURES.register('sunrgbd')
-def _mini_sunrgbd(path):
-    for i in range(4):
-        folder, before = (('SUNRGBD-train_images', 5050), ('SUNRGBD-test_images', 0))[i % 2]
-        n = i//2 + 1
-        little_pair(path/folder/f'img-{n:06}.jpg', path/'sunrgbd_train_test_labels'/f'img-{n + before:06}.png', range(38), seed=i)

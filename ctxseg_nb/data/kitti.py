@@ -6,10 +6,9 @@
 from __future__ import annotations
 from pathlib import Path
 import numpy as np
-from scipy.io import savemat, whosmat
+from scipy.io import whosmat
 from ..core import DatasetInfo
 from .dataset import DATASETS, SegDataset, load_mat_mask, make_label_map, number_in_name, reading
-from ..testing.miniatures import little_mask, little_picture, MINIATURES
 
 # %% auto #0
 __all__ = ['KITTI']
@@ -42,12 +41,3 @@ class KITTI(SegDataset):
         return [(self.require(f'picture of {m.parent.name}/{m.name}', image(m)), m) for m in masks]
 
     def load_labels(self, mask: Path) -> np.ndarray: return _only_matrix(mask)
-
-# %% ../../nbs/data/39_kitti.ipynb #e91dc148
-@MINIATURES.register('kitti')
-def _mini_kitti(path):
-    for i, (split, run) in enumerate(2*[('trn', 9), ('test', 13)]):
-        mask = path/'image_02'/split/f'{run}'/f'{10*i:06}.mat'
-        mask.parent.mkdir(parents=True, exist_ok=True)
-        savemat(mask, dict(truth=little_mask(range(11), seed=i)))
-        little_picture(path/'training'/'image_02'/f'{run:04}'/f'{10*i:06}.png', seed=i)

@@ -6,15 +6,12 @@
 from __future__ import annotations
 from pathlib import Path
 import numpy as np
-from PIL import Image
-from scipy.io import savemat
-from ..core import IGNORE, DatasetInfo
+from ..core import DatasetInfo
 from .dataset import (DATASETS, SegDataset, as_labels, load_mask, load_mat, make_label_map, read_lines,
                                     read_stems, reading)
-from ..testing.miniatures import little_mask, little_pair, little_picture, MINIATURES
 
 # %% auto #0
-__all__ = ['VOC_CLASS_NAMES', 'voc_palette', 'VOC2012', 'PascalContext']
+__all__ = ['VOC_CLASS_NAMES', 'CONTEXT_LABELS', 'voc_palette', 'VOC2012', 'PascalContext']
 
 # %% ../../nbs/data/34_pascal.ipynb #cbd99292
 def _find(path: Path, holds: str, *below: str) -> Path:
@@ -97,39 +94,21 @@ class VOC2012(_VOCDevkit):
     def load_labels(self, mask: Path) -> np.ndarray:
         return _sbd_labels(mask) if mask.suffix == '.mat' else load_mask(mask)
 
-# %% ../../nbs/data/34_pascal.ipynb #9e34958d
-@MINIATURES.register('voc2012')
-def _mini_voc(path):
-    voc, sbd = path/'VOCdevkit'/'VOC2012', path/'benchmark_RELEASE'/'dataset'
-    lists = dict(train=['2007_000032', '2007_000039'], val=['2007_000033', '2007_000042'])
-    lists['trainval'] = sorted(lists['train'] + lists['val'])
-    extra = dict(train=['2007_000033', '2008_000002'], val=['2007_000032', '2008_000003'])
-    for i, n in enumerate(lists['trainval']):
-        little_pair(voc/'JPEGImages'/f'{n}.jpg', voc/'SegmentationClass'/f'{n}.png', [*range(21), IGNORE], seed=i, palette=voc_palette(256))
-    for d in (voc/'ImageSets'/'Segmentation', sbd/'cls'): d.mkdir(parents=True)
-    for s, names in lists.items(): (voc/'ImageSets'/'Segmentation'/f'{s}.txt').write_text('\n'.join(names) + '\n')
-    for s, names in extra.items():
-        (sbd/f'{s}.txt').write_text('\n'.join(names) + '\n')
-        for n in names:
-            for images in (voc/'JPEGImages', sbd/'img'): little_picture(images/f'{n}.jpg', seed=100 + int(n[-2:]))
-            labels = little_mask(range(21), seed=100 + int(n[-2:]))
-            savemat(sbd/'cls'/f'{n}.mat', dict(GTcls=dict(Segmentation=labels, CategoriesPresent=np.arange(1, 21))))
-
 # %% ../../nbs/data/34_pascal.ipynb #28e67eb9
-_CONTEXT = dict(aeroplane=2, bag=9, bed=18, bedclothes=19, bench=22, bicycle=23, bird=25, boat=31, book=33, bottle=34, building=44,
+CONTEXT_LABELS = dict(aeroplane=2, bag=9, bed=18, bedclothes=19, bench=22, bicycle=23, bird=25, boat=31, book=33, bottle=34, building=44,
     bus=45, cabinet=46, car=59, cat=65, ceiling=68, chair=72, cloth=80, computer=85, cow=98, cup=104, curtain=105, dog=113, door=115,
     fence=144, floor=158, flower=159, food=162, grass=187, ground=189, horse=207, keyboard=220, light=232, motorbike=258, mountain=259,
     mouse=260, person=284, plate=295, platform=296, pottedplant=308, road=324, rock=326, sheep=347, shelves=349, sidewalk=354, sign=355,
     sky=360, snow=366, sofa=368, table=397, track=415, train=416, tree=420, truck=424, tvmonitor=427, wall=440, water=445, window=454, wood=458)
 _FROM_459 = np.zeros(460, np.uint8)  # label in the .mat files → 0 background, 1 to 59 the classes
-_FROM_459[list(_CONTEXT.values())] = range(1, 60)
+_FROM_459[list(CONTEXT_LABELS.values())] = range(1, 60)
 
 # %% ../../nbs/data/34_pascal.ipynb #dfb9ef33
 def _check_names(file: Path) -> None:
     "Raise `ValueError` where a list of the 459 words has others at the numbers of the 59"
     lines = read_lines(file)
     with reading(file, 'list of labels'): words = dict(''.join(line.split()).split(':') for line in lines)
-    for name, k in _CONTEXT.items():
+    for name, k in CONTEXT_LABELS.items():
         if words.get(str(k)) != name: raise ValueError(f"{file}: label {k} is '{words.get(str(k))}', expected '{name}'")
 
 # %% ../../nbs/data/34_pascal.ipynb #27ee05f9
@@ -157,8 +136,11 @@ class PascalContext(_VOCDevkit):
     ) -> None:
         super().__init__(path)
         if n_classes not in (59, 60): raise ValueError(f'{self.name}: expected n_classes 59 or 60, found {n_classes}')
-        self.info = DatasetInfo('pascal_context', ('background', *_CONTEXT)[60 - n_classes:])
+        self.info = DatasetInfo('pascal_context', ('background', *CONTEXT_LABELS)[60 - n_classes:])
         self.label_map = make_label_map(range(60 - n_classes, 60))
+
+    @classmethod
+    def count_classes(cls, n_classes: int = 59) -> int: return n_classes
 
     def _folders(self) -> tuple[Path, Path]:
         "Those of the masks and of the lists"
@@ -176,16 +158,3 @@ class PascalContext(_VOCDevkit):
 
     def load_labels(self, mask: Path) -> np.ndarray:
         return _context_labels(mask) if mask.suffix == '.mat' else load_mask(mask)
-
-# %% ../../nbs/data/34_pascal.ipynb #7a8220d9
-@MINIATURES.register('pascal_context')
-def _mini_context(path):
-    voc, words = path/'VOCdevkit'/'VOC2010', np.array([0, 1, 459, *_CONTEXT.values()], np.uint16)
-    names = {k: name for name, k in _CONTEXT.items()}
-    for d in (voc/'ImageSets'/'Main', path/'trainval'): d.mkdir(parents=True)
-    (path/'labels.txt').write_text(''.join(f'{k}: {names.get(k, f"word {k}")}\n' for k in range(1, 460)))
-    for split, seeds in dict(train=(2, 3), val=(7, 8)).items():
-        (voc/'ImageSets'/'Main'/f'{split}.txt').write_text(''.join(f'2008_{i:06}\n' for i in seeds))
-        for i in seeds:
-            little_picture(voc/'JPEGImages'/f'2008_{i:06}.jpg', seed=i)
-            savemat(path/'trainval'/f'2008_{i:06}.mat', dict(LabelMap=words[little_mask(range(len(words)), seed=i)]))

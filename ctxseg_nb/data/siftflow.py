@@ -7,10 +7,8 @@ from __future__ import annotations
 from pathlib import Path, PureWindowsPath
 import numpy as np
 from PIL import Image
-from scipy.io import savemat
 from ..core import DatasetInfo
 from .dataset import DATASETS, SegDataset, load_image, load_mat_mask, make_label_map, read_lines
-from ..testing.miniatures import little_mask, little_picture, MINIATURES
 
 # %% auto #0
 __all__ = ['SIFTFlow']
@@ -51,13 +49,3 @@ class SIFTFlow(SegDataset):
 
     def load_labels(self, mask: Path) -> np.ndarray:
         return load_mat_mask(mask, 'S').repeat(self.upscale, 0).repeat(self.upscale, 1)
-
-# %% ../../nbs/data/38_siftflow.ipynb #7a8568a9
-@MINIATURES.register('siftflow')
-def _mini_siftflow(path):
-    names = 'coast_land111 forest_for121 street_par150 highway_gre459'.split()
-    (path/'SemanticLabels'/_SPATIAL).mkdir(parents=True)
-    for i, name in enumerate(names):
-        little_picture(path/'Images'/_SPATIAL/f'{name}.jpg', (48, 48), i)
-        savemat(path/'SemanticLabels'/_SPATIAL/f'{name}.mat', dict(S=little_mask(range(34), (48, 48), i), names=np.array(_CLASS_NAMES, object)))
-    (path/'TestSet1.txt').write_text(''.join(f'{_SPATIAL}\\{name}.jpg\r\n' for name in names[2:]))

@@ -4,7 +4,6 @@
 
 # %% ../../nbs/experiments/63_dry_run.ipynb #6fbdc72e
 from __future__ import annotations
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -15,8 +14,8 @@ from torch import nn
 __all__ = ['step_memory', 'recipe_memory', 'plan']
 
 # %% ../../nbs/experiments/63_dry_run.ipynb #16818864
-from ..data.dataset import check_mask, DATASETS, open_dataset
-from ..testing.miniatures import make_miniature
+from ..core import check_options
+from ..data.dataset import DATASETS, SegDataset, check_mask, open_dataset
 from .cifar import CIFAR_NETS
 from .run_recipe import FIGURES, backbone_options, recipe_model
 from ..training.losses import SegmentationLoss
@@ -67,23 +66,23 @@ def _on_meta(r, n_classes):
 def recipe_memory(r, n_classes): "`step_memory` of a filled recipe"; return step_memory(*_on_meta(r, n_classes), 2 if r.opt == 'adamw' else 1)
 
 # %% ../../nbs/experiments/63_dry_run.ipynb #d7b53145
-def _pictures(r, ds, real):
-    "How many pictures to train on and to score on, or None"
-    def count(split):
-        if not real: return ds.split_sizes.get(split)
-        image, mask = (pairs := ds.split(split))[0]
-        check_mask(ds.read_mask(mask), ds.info.n_classes, mask, ds.read(image).shape[:2], image)
-        return len(pairs)
-    return count(r.train), count(r.valid)
+def _count_pictures(ds: SegDataset, split: str) -> int:
+    "How many pictures a split on disk has; the first pair is read and checked"
+    pairs = ds.split(split)
+    image, mask = pairs[0]
+    check_mask(ds.read_mask(mask), ds.info.n_classes, mask, ds.read(image).shape[:2], image)
+    return len(pairs)
 
 # %% ../../nbs/experiments/63_dry_run.ipynb #eb152680
-def _survey(r, path):
-    "Number of classes, training pictures, pictures to score on"
+def _survey(r: Recipe, path: str | Path | None) -> tuple[int, int | None, int | None]:
+    "Number of classes, training pictures, pictures to score on; None where not known"
     if r.data == 'cifar10': return 10, 50_000, 10_000
-    if path: return (ds := open_dataset(r.data, path, **r.data_options)).info.n_classes, *_pictures(r, ds, True)
-    with tempfile.TemporaryDirectory() as tmp:
-        ds = open_dataset(r.data, make_miniature(r.data, Path(tmp)/r.data), **r.data_options)
-        return ds.info.n_classes, *_pictures(r, ds, False)
+    if path:
+        ds = open_dataset(r.data, path, **r.data_options)
+        return ds.info.n_classes, _count_pictures(ds, r.train), _count_pictures(ds, r.valid)
+    data_set = DATASETS[r.data]
+    check_options(f'the data set {r.data}', data_set.__init__, r.data_options, n_given=2)
+    return data_set.count_classes(**r.data_options), data_set.split_sizes.get(r.train), data_set.split_sizes.get(r.valid)
 
 # %% ../../nbs/experiments/63_dry_run.ipynb #f77941a0
 def _count(n): return 'unknown' if n is None else f'{n:,}'

@@ -4,84 +4,85 @@
 
 # %% ../../nbs/testing/33_miniatures.ipynb #d2f7b2e4
 from __future__ import annotations
+from collections.abc import Callable, Sequence
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from scipy.io import savemat
 from ..core import Registry
+from ..data.dataset import SegDataset, check_mask
 
 # %% auto #0
-__all__ = ['MINIATURES', 'little_mask', 'little_picture', 'little_pair', 'make_miniature']
+__all__ = ['MINIATURES', 'make_mask', 'write_picture', 'write_pair', 'make_miniature', 'read_every_pair']
 
 # %% ../../nbs/testing/33_miniatures.ipynb #f20a72cd
-def little_mask(
-    labels,         # integers from 0 to 255
+def make_mask(
+    labels: Sequence[int] | np.ndarray,  # integers from 0 to 255
     size: tuple[int, int] = (48, 64),  # H, W, pixels
     seed: int = 0,  # of the order of the labels
 ) -> np.ndarray:  # (H, W) uint8
-    "Rectangles of all `labels`, or of as many as there are pixels. Raises `ValueError` for no label, or one that is no byte"
-    labels, (H, W) = np.random.default_rng(seed).permutation(np.asarray(labels, int)), size
-    if not len(labels) or labels.min() < 0 or labels.max() > 255: raise ValueError(f'expected labels from 0 to 255, found {labels.tolist()}')
-    r = min(H, int(np.ceil(np.sqrt(len(labels)))))
-    c = min(W, -(-len(labels)//r))
+    """Rectangles of all `labels`, or of as many as there are pixels
+
+    Raises `ValueError` for no label, or one that is no byte"""
+    shuffled, (H, W) = np.random.default_rng(seed).permutation(np.asarray(labels, int)), size
+    if not len(shuffled) or shuffled.min() < 0 or shuffled.max() > 255:
+        raise ValueError(f'expected labels from 0 to 255, found {shuffled.tolist()}')
+    r = min(H, int(np.ceil(np.sqrt(len(shuffled)))))
+    c = min(W, -(-len(shuffled)//r))
     y, x = np.ogrid[:H, :W]
-    return np.resize(labels, (r, c))[y*r//H, x*c//W].astype(np.uint8)
+    return np.resize(shuffled, (r, c))[y*r//H, x*c//W].astype(np.uint8)
 
 # %% ../../nbs/testing/33_miniatures.ipynb #f1c35bad
-def little_picture(
+def write_picture(
     file: str | Path,  # where to; its suffix says the format. Folders above it are made
     size: tuple[int, int] = (48, 64),  # H, W, pixels
     seed: int = 0,     # of the colours
-):
+) -> None:
     "Write a colourful picture"
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     colours = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), np.uint8)
     Image.fromarray(colours).resize(size[::-1], Image.Resampling.BICUBIC).save(file)
 
 # %% ../../nbs/testing/33_miniatures.ipynb #bb039b72
-def little_pair(
+def write_pair(
     image: str | Path,  # file of the picture
     mask: str | Path,   # file of the mask, lossless: .png
-    labels,             # that the mask has, 0 to 255
+    labels: Sequence[int] | np.ndarray,  # that the mask has, 0 to 255
     size: tuple[int, int] = (48, 64),  # H, W, pixels
     seed: int = 0,      # of the colours and of the order of the labels
     palette: np.ndarray | None = None,  # (K, 3) uint8 colours stored in the mask; grey where not given
-):
+) -> None:
     "Write a picture and its mask of 8 bits"
-    little_picture(image, size, seed)
+    write_picture(image, size, seed)
     Path(mask).parent.mkdir(parents=True, exist_ok=True)
-    labels = Image.fromarray(little_mask(labels, size, seed))
-    if palette is not None: labels.putpalette(palette.tobytes())
-    labels.save(mask)
+    drawn = Image.fromarray(make_mask(labels, size, seed))
+    if palette is not None: drawn.putpalette(palette.tobytes())
+    drawn.save(mask)
 
 # %% ../../nbs/testing/33_miniatures.ipynb #e4cbb854
-MINIATURES = Registry('miniature', 'ctxseg_nb.data', skip=('dataloaders',))  # name of a data set → function that fills a folder
+# name of a data set → function that fills a folder
+MINIATURES: Registry = Registry('miniature', 'ctxseg_nb.testing', skip=('ranks', 'paths'))
 
 # %% ../../nbs/testing/33_miniatures.ipynb #f2591355
 def make_miniature(
     name: str,         # of the data set
     path: str | Path,  # a folder, new or empty
 ) -> Path:  # the folder
-    "Write the miniature of a data set. Raises `ValueError` for an unknown name, `FileExistsError` for a folder with something in it"
-    fill = MINIATURES[name]
+    """Write the miniature of a data set
+
+    Raises `ValueError` for an unknown name, `FileExistsError` for a folder with something in it"""
+    fill: Callable[[Path], None] = MINIATURES[name]
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     if any(path.iterdir()): raise FileExistsError(f'{path} is not empty; a miniature wants a folder of its own')
     fill(path)
     return path
 
-# %% ../../nbs/testing/33_miniatures.ipynb #a90e4b27
-@MINIATURES.register('camvid')
-def _mini_camvid(path):
-    for i, split in enumerate(2*['train', 'val', 'test']):
-        little_pair(path/split/f'{i:04}.png', path/f'{split}annot'/f'{i:04}.png', range(12), seed=i)
-    (path/'codes.txt').write_text('sky building pole road pavement tree sign fence car pedestrian bicyclist void'.replace(' ', '\n') + '\n')
-
-@MINIATURES.register('ccp')
-def _mini_ccp(path):
-    (path/'annotations'/'pixel-level').mkdir(parents=True)
-    for i, split in enumerate(2*['train', 'val', 'test'], 1):
-        little_picture(path/'photos'/f'{i:04}.jpg', (64, 48), i)
-        savemat(path/'annotations'/'pixel-level'/f'{i:04}.mat', dict(groundtruth=little_mask(range(59), (64, 48), i)))
-        with open(path/f'{split}.txt', 'a') as f: f.write(f'{i:04}\n')
-    savemat(path/'label_list.mat', dict(label_list=np.array(['null', *(f'garment {k}' for k in range(1, 59))], object)))
+# %% ../../nbs/testing/33_miniatures.ipynb #1001a662
+def read_every_pair(
+    ds: SegDataset,
+) -> dict[str, int]:  # split → number of pairs
+    "Read and check all pictures and masks of a data set. Raises what the first bad file raises"
+    for split in ds.splits:
+        for image, mask in ds.split(split):
+            check_mask(ds.read_mask(mask), ds.info.n_classes, mask, ds.read(image).shape[:2], image)
+    return {split: len(ds.split(split)) for split in ds.splits}

@@ -4,71 +4,21 @@
 
 # %% ../../nbs/training/58_distributed.ipynb #5931a64f
 from __future__ import annotations
-import multiprocessing, operator, os, sys, tempfile, time, traceback
-from collections.abc import Callable, Iterator, Sequence
+import operator, os
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial, reduce
 from itertools import chain
-from pathlib import Path
-from types import ModuleType
-from unittest.mock import patch
-import cloudpickle, numpy as np, torch, torch.distributed as dist
+import numpy as np, torch, torch.distributed as dist
 from fastai.basics import AvgLoss, AvgMetric, Callback, DataLoader, Learner, get_model, num_distrib, set_seed, to_detach
 from fastai.callback.core import GatherPredsCallback
 from fastai.metrics import AccumMetric
 from fastcore.basics import chunked
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes
 from torch.nn.parallel import DistributedDataParallel
 from .syncbn import convert_sync_bn
 
 # %% auto #0
-__all__ = ['on_ranks', 'ShardedDL', 'ShardedTraining', 'distributed']
-
-# %% ../../nbs/training/58_distributed.ipynb #924f4316
-class _ByValue:
-    "Arrives in another process as `value`, with the code of what was defined in a notebook"
-    def __init__(self, value): self.value = value
-    def __reduce__(self): return cloudpickle.loads, (cloudpickle.dumps(self.value),)
-
-def _run_rank(rank: int, n: int, folder: str, call: tuple[Callable, tuple]) -> None:
-    "Call a function on one of `n` ranks; leave in `folder` what it returns, or why it failed"
-    os.environ |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n), MASTER_ADDR='127.0.0.1', MASTER_PORT='0')   # as torchrun
-    torch.set_num_threads(1)
-    fn, args = call
-    try:
-        dist.init_process_group('gloo', f'file://{folder}/meet', rank=rank, world_size=n)
-        torch.save(fn(rank, *args), f'{folder}/{rank}')
-        dist.barrier()
-    except Exception:
-        Path(folder, f'{rank}.error').write_text(traceback.format_exc())
-        raise
-    dist.destroy_process_group()
-
-# %% ../../nbs/training/58_distributed.ipynb #0036d995
-def on_ranks(
-    fn: Callable,  # called as fn(rank, *args) on each process; may be defined in a notebook
-    n: int,        # processes
-    *args,         # what cloudpickle can write
-    timeout: float = 300,  # seconds that they may take together
-) -> list:         # what each process returned
-    "Run `fn` on `n` gloo processes. Raises `RuntimeError` with the traceback of every rank that failed; ranks that wait in vain are ended"
-    multiprocessing.set_forkserver_preload(['ctxseg_nb.all'])
-    with tempfile.TemporaryDirectory() as folder:
-        with patch.dict(sys.modules, __main__=ModuleType('__main__')):   # the ranks need not run the script that calls
-            ranks = start_processes(_ByValue(_run_rank), (n, folder, _ByValue((fn, args))), n, join=False, start_method='forkserver')
-        end = time.monotonic() + timeout
-        try:
-            while not ranks.join(max(0, end - time.monotonic())):
-                waiting = [str(rank) for rank, process in enumerate(ranks.processes) if process.is_alive()]
-                if time.monotonic() >= end: raise ProcessExitedException(f'rank {", ".join(waiting)}: not done after {timeout} s', 0, 0, 1)
-        except (ProcessExitedException, ProcessRaisedException) as e:
-            errors = {rank: Path(folder, f'{rank}.error') for rank in range(n)}
-            found = [f'rank {rank}: {file.read_text()}' for rank, file in errors.items() if file.exists()]
-            if isinstance(e, ProcessExitedException): found.insert(0, str(e))   # it was killed, or is waiting
-            raise RuntimeError(f'{fn.__name__} on {n} processes:\n' + '\n'.join(found)) from None
-        finally:
-            for process in ranks.processes: process.kill()
-        return [torch.load(Path(folder, str(rank)), weights_only=False) for rank in range(n)]
+__all__ = ['ShardedDL', 'ShardedTraining', 'distributed']
 
 # %% ../../nbs/training/58_distributed.ipynb #6b1f3a90
 class ShardedDL:
