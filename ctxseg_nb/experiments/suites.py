@@ -16,11 +16,12 @@ from .runner import Experiment, register_experiment
 from ..training.config import TrainConfig
 from ..training.train import config_dataset, train
 
+_all_ = ['figures_of']
 
 # %% auto #0
 __all__ = ['CONTROLS', 'SCENES', 'LARGE_SCENES', 'SMALL_SCENES', 'PHOTOS', 'FROZEN_CLOTHES', 'GUIDED_HEAD', 'count_validation',
            'IlluminationShift', 'score_model', 'run_on_scenes', 'run_on_photos', 'run_on_frozen_features',
-           'model_variant', 'gap_closed']
+           'model_variant', 'gap_closed', 'figures_of']
 
 # %% ../../nbs/experiments/21_suites.ipynb #d96d463c
 @torch.inference_mode()
