@@ -193,15 +193,16 @@ def _leave(learn, config, out, items):
     from itertools import chain, islice
     from ctxseg_nb.experiments.runner import environment
     from ctxseg_nb.core import IMAGENET_STATS, write_json
-    from ctxseg_nb.evaluation.evaluator import evaluate_pictures, figures_of
+    from ctxseg_nb.evaluation.evaluator import evaluate as score
+    from ctxseg_nb.evaluation.metrics import compute_metrics
     from ctxseg_nb.models.segmentor import save_model
     out, info, items, size = Path(out), learn.dls.info, iter(items), config.picture_size
-    label, shown = _predictor(learn.model, dict(stats=IMAGENET_STATS), size).labels, list(islice(items, 6))
-    counts = evaluate_pictures(label, chain(shown, items), info.n_classes)
-    figures = {k: float(v) for k, v in figures_of(counts, info).items()}
+    predictor, shown = _predictor(learn.model, dict(stats=IMAGENET_STATS), size), list(islice(items, 6))
+    counts = score(predictor, chain(shown, items), info.n_classes)
+    figures = compute_metrics(counts, info)
     save_model(learn.model, out/'model', info.class_names, info.palette, size=size)
     write_json(out/'results.json', dict(figures=figures, config=asdict(config), environment=environment()))
-    _curves(learn, out/'curves.png'); _predictions(label, shown, info, out/'predictions.png')
+    _curves(learn, out/'curves.png'); _predictions(predictor.labels, shown, info, out/'predictions.png')
     return figures
 
 def _print_figures(figures):
@@ -435,10 +436,10 @@ def _predictor(net, saved, size, multiscale=False, flip_labels=None):
     return Predictor(net, size=size, **options)
 
 def _submit(predictor, saved, kind, files, out):
-    from ctxseg_nb.evaluation.evaluator import SERVERS, write_submission
-    if kind in SERVERS and len(saved['class_names']) != len(SERVERS[kind].ids):
-        raise ValueError(f'--submission {kind}: expected a model of {len(SERVERS[kind].ids)} classes, found {len(saved["class_names"])}')
-    found = write_submission(predictor.labels, files, out, kind)
+    from ctxseg_nb.evaluation.evaluator import SUBMISSION_FORMATS, write_submission
+    if kind in SUBMISSION_FORMATS and len(saved['class_names']) != len(SUBMISSION_FORMATS[kind].ids):
+        raise ValueError(f'--submission {kind}: expected a model of {len(SUBMISSION_FORMATS[kind].ids)} classes, found {len(saved["class_names"])}')
+    found = write_submission(predictor, files, out, kind)
     print(f'{len(found)} files of labels in {found[0].parent}')
 
 # %% ../nbs/cli.ipynb #6a9c1ce1
@@ -491,15 +492,17 @@ def _label_pictures(model, size, multiscale, out, submission, pictures, names, t
     _submit(_predictor(net, saved, size, multiscale), saved, submission, files, out or submission)
 
 def _score(model, data, path, size, min_photos, multiscale, out, trust, device):
-    from ctxseg_nb.evaluation.evaluator import evaluate_pictures
+    from ctxseg_nb.evaluation.evaluator import evaluate as score
     net, saved, size = _load(model, size, trust, device)
     items, info = _whole_pictures(data, path, size or (96, 96), min_photos)
     _check_codes(info, saved, model, data)
-    _report(evaluate_pictures(_predictor(net, saved, size, multiscale, info.flip_labels).labels, items, info.n_classes), info, out)
+    predictor = _predictor(net, saved, size, multiscale, info.flip_labels)
+    _report(score(predictor, items, info.n_classes), info, out)
 
 def _report(counts, info, out):
-    from ctxseg_nb.evaluation.evaluator import figures_of, mean_iou_of, write_report
-    _print_figures({code: mean_iou_of(c[None]) for code, c in zip(info.class_names, counts.sum(0))} | figures_of(counts, info))
+    from ctxseg_nb.evaluation.evaluator import write_report
+    from ctxseg_nb.evaluation.metrics import compute_metrics, iou
+    _print_figures(dict(zip(info.class_names, iou(counts.sum(0)))) | compute_metrics(counts, info))
     if out:
         write_report(counts, info, out)
         print(f'look at {out}/report.png')

@@ -129,9 +129,9 @@ CALLS = {   # what is wrong → call, words of the error
     'unknown combination': (lambda: ensemble(r(2, 1, K, 4, 4), 'median'), 'avgmax'),
     'weights of another number of views': (lambda: ensemble(r(2, 1, K, 4, 4), torch.ones(3, K)), '(3, 5)'),
     'picture of floats to a predictor': (lambda: Predictor(model()).labels(np.zeros((8, 8, 3))), 'float64'),
-    'no pictures to score': (lambda: evaluate_pictures(Predictor(model()).labels, [], K), 'one picture'),
-    'mask of another size than its picture': (lambda: evaluate_pictures(Predictor(model()).labels, [(picture(), np.zeros((4, 4), np.uint8))], K), '4×4'),
-    'unknown server': (lambda: write_submission(Predictor(model()).labels, [], '/tmp/not-written', 'coco'), 'voc'),
+    'no pictures to score': (lambda: evaluate(Predictor(model()), [], K), 'one picture'),
+    'mask of another size than its picture': (lambda: evaluate(Predictor(model()), [(picture(), np.zeros((4, 4), np.uint8))], K), '4×4'),
+    'unknown server': (lambda: write_submission(Predictor(model()), [], '/tmp/not-written', 'coco'), 'voc'),
     # random fields
     'reach 0': (lambda: field(theta_alpha=0.), 'theta_alpha'),
     'reach nan': (lambda: field(theta_beta=nan), 'theta_beta'),

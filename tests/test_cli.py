@@ -135,10 +135,10 @@ def test_version(): assert run('--version') == (0, f'ctxseg {cli.__version__}\n'
 
 
 def test_choices_are_those_of_the_registries():
-    from ctxseg_nb.evaluation.evaluator import SERVERS
+    from ctxseg_nb.evaluation.evaluator import SUBMISSION_FORMATS
     from ctxseg_nb.experiments.cifar import CIFAR_NETS
     def choices(f, name): return set(cli.get_args(inspect.signature(f).parameters[name].annotation))
-    assert choices(cli.train, 'opt') == set(learner.OPTIMISERS) and choices(cli.evaluate, 'submission') == set(SERVERS)
+    assert choices(cli.train, 'opt') == set(learner.OPTIMISERS) and choices(cli.evaluate, 'submission') == set(SUBMISSION_FORMATS)
     assert choices(cli.cifar, 'model') == set(CIFAR_NETS)
 
 

@@ -6,16 +6,16 @@ from ctxseg_nb.core import IGNORE, default_device
 from ctxseg_nb.crf.dense import DenseCRF, boundary_band
 from ctxseg_nb.crf.guided import GuidanceCRF, guided_filter
 from ctxseg_nb.experiments.suites import IlluminationShift
-from ctxseg_nb.experiments.frozen_features import OnFeatures, presence_scores, score_features
+from ctxseg_nb.experiments.frozen_features import OnFeatures, feature_batches, presence_scores
 from ctxseg_nb.experiments.crf_ablation import DENSE, after_dense
 from ctxseg_nb.evaluation.tta import LearnedEnsemble, tta_predictions
-from ctxseg_nb.evaluation.evaluator import image_counts
+from ctxseg_nb.evaluation.evaluator import evaluate
 from ctxseg_nb.evaluation.sliding_window import Predictor
 from ctxseg_nb.models.deepcrf import deepcrf
 from ctxseg_nb.models.class_guidance import CRFWrapper, keep_true_classes
 from ctxseg_nb.models.segmentor import create_model, MODELS, tell_progress
 from ctxseg_nb.training.losses import SegmentationLoss
-from ctxseg_nb.evaluation.metrics import calibration_error, confusion_matrix, mean_iou, reliability
+from ctxseg_nb.evaluation.metrics import calibration_error, class_counts, confusion_matrix, mean_iou, reliability
 
 MODELS, K = sorted(MODELS), 4
 
@@ -118,8 +118,10 @@ def test_metrics():
     with SecondDevice():
         scores, y = there(torch.randn(2, K, 9, 12)), masks(9, 12)
         cm = confusion_matrix(scores, y, K)
-        assert is_elsewhere(cm) and is_elsewhere(mean_iou(cm, background=0)) and is_elsewhere(calibration_error(reliability(scores.softmax(1), y)))
-        assert is_elsewhere(image_counts(scores.argmax(1), y, K)) and is_elsewhere(keep_true_classes(scores, y)) and is_elsewhere(boundary_band(y))
+        counts = class_counts(scores, y, K)
+        assert is_elsewhere(cm) and is_elsewhere(counts) and is_elsewhere(calibration_error(reliability(scores.softmax(1), y)))
+        assert 0 <= mean_iou(counts.sum(0), background=0) <= 1   # a number, on the host
+        assert is_elsewhere(class_counts(scores.argmax(1), y, K)) and is_elsewhere(keep_true_classes(scores, y)) and is_elsewhere(boundary_band(y))
 
 
 def test_dense_and_guided_fields():
@@ -151,7 +153,7 @@ def test_heads_on_stored_features():
     net = there(OnFeatures(create_model('encnet', K, 'squeezenet1_0', stage3=False), (16, 24)))
     maps, labels = np.zeros((3, 2, 512, 2, 3), np.float16), np.zeros((3, 16, 24), np.uint8)
     with SecondDevice():
-        assert score_features(net, maps, labels, K).shape == (3, K, 3) and presence_scores(net, maps).device.type == 'cpu'
+        assert evaluate(net, feature_batches(maps, labels, ELSEWHERE), K).shape == (3, K, 3) and presence_scores(net, maps).device.type == 'cpu'
 
 
 def test_default_device(monkeypatch):

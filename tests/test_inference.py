@@ -11,13 +11,13 @@ from ctxseg_nb.data.dataloaders import dataset_dls, segmentation_dls
 from ctxseg_nb.data.dataset import DATASETS, open_dataset
 from ctxseg_nb.testing.miniatures import make_mask, make_miniature
 from ctxseg_nb.evaluation.tta import tta_predictions
-from ctxseg_nb.evaluation.evaluator import evaluate_pictures, figures_of, image_counts, mean_iou_of, read_split, write_report
+from ctxseg_nb.evaluation.evaluator import evaluate, read_split, write_report
 from ctxseg_nb.evaluation.sliding_window import Predictor, needs_full_windows
 from ctxseg_nb.models.segmentor import create_model, MODELS
 from ctxseg_nb.experiments.run_recipe import follow, recipe_dls, score
 from ctxseg_nb.training.learner import SegmentationLearner, segmentation_learner
 from ctxseg_nb.training.losses import SegmentationLoss
-from ctxseg_nb.evaluation.metrics import MIoU, calibration_error, confusion_matrix, mean_iou, reliability
+from ctxseg_nb.evaluation.metrics import MIoU, calibration_error, class_counts, compute_metrics, confusion_matrix, mean_iou, reliability
 from ctxseg_nb.experiments.recipes import filled, recipe
 
 MIRROR = DATASETS['lip'].info.flip_labels
@@ -134,14 +134,14 @@ def test_miou_means_one_thing(tmp_path):
     dls = segmentation_dls(pairs, pairs, PETS, bs=1, val_bs=1, device='cpu')
     learn = segmentation_learner(dls, 'fcn')
     with learn.no_bar(): of_learner = learn.validate()[[m.name for m in learn.metrics].index('miou') + 1]
-    counts = evaluate_pictures(Predictor(learn.model).labels, pairs, 3)
-    table = sum(confusion_matrix(torch.as_tensor(Predictor(learn.model).labels(im).astype(int))[None], torch.as_tensor(m.astype(int))[None], 3) for im, m in pairs)
+    counts = evaluate(Predictor(learn.model), pairs, 3)
+    batches = evaluate(learn.model, dls.valid, 3)
     r = filled(recipe('encnet/pascal_context/resnet50', windows=False))
-    found = dict(figures_of=figures_of(counts, PETS)['miou'], mean_iou_of=mean_iou_of(counts.sum(0), background=0), mean_iou=mean_iou(table, background=0).item(),
+    found = dict(compute_metrics=compute_metrics(counts, PETS)['miou'], mean_iou=mean_iou(counts.sum(0), background=0), loader=mean_iou(batches.sum(0), background=0),
                  recipe=score(r, learn.model, dls, tmp_path)[0]['miou'], report=write_report(counts, PETS, tmp_path)['figures']['miou'])
     assert found == pytest.approx(dict.fromkeys(found, of_learner), abs=1e-5)
-    everything = mean_iou_of(counts.sum(0))
-    assert abs(everything - of_learner) > 1e-3 and figures_of(counts, PETS)['miou_with_background'] == everything
+    everything = mean_iou(counts.sum(0))
+    assert abs(everything - of_learner) > 1e-3 and compute_metrics(counts, PETS)['miou_with_background'] == everything
 
 
 # scores that are no numbers
@@ -202,9 +202,9 @@ def camvid(path):
 def trained(tmp_path_factory):
     "A small CamVid, a training on it that saw pictures at 24×36, and the counts it was scored with"
     tmp, seen = tmp_path_factory.mktemp('trained'), []
-    whole = evaluation.evaluate_pictures
+    whole = evaluation.evaluate
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, 'evaluate_pictures', lambda *args: seen.append(whole(*args)) or seen[-1])
+        patch.setattr(evaluation, 'evaluate', lambda *args: seen.append(whole(*args)) or seen[-1])
         command('train', '--data', 'camvid', '--path', camvid(tmp/'camvid'), '--size', '24,36', '--bs', 2, '--epochs', 1, '--model', 'encnet', '--out', tmp/'run', '--device', 'cpu')
     return tmp, seen[0]
 
@@ -249,7 +249,7 @@ def test_predictions_are_what_is_scored(trained):
     command('predict', tmp/'camvid'/'val', '--model', tmp/'run'/'model.safetensors', '--out', tmp/'predicted', '--device', 'cpu')
     for i, count in enumerate(counts):
         predicted, mask = (torch.as_tensor(np.array(Image.open(f)).astype(int)) for f in (tmp/'predicted'/f'{i}.png', tmp/'camvid'/'valannot'/f'{i}.png'))
-        assert image_counts(predicted[None], mask.where(mask < 11, torch.tensor(IGNORE))[None], 11)[0].tolist() == count.tolist()
+        assert class_counts(predicted[None], mask.where(mask < 11, torch.tensor(IGNORE))[None], 11)[0].tolist() == count.tolist()
 
 
 def test_normalisation_of_the_model_file(trained, tmp_path):

@@ -5,80 +5,64 @@
 # %% ../../nbs/evaluation/53_evaluator.ipynb #abe7e940
 from __future__ import annotations
 import csv, re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from PIL import Image
-from ..core import IGNORE, DatasetInfo, atomic_write, check_labels, progress, write_figure, write_json
+from ..core import DatasetInfo, atomic_write, check_labels, labels_of, plain, progress, write_figure, write_json
 from ..data.dataset import check_mask, load_image, load_mask
 from ..data.pascal import voc_palette
+from .metrics import class_counts, compute_metrics
+from .sliding_window import eval_mode
+if TYPE_CHECKING: from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['SERVERS', 'image_counts', 'mean_iou_of', 'figures_of', 'evaluate_pictures', 'read_split', 'class_table',
-           'plot_classes', 'write_report', 'Server', 'write_submission']
-
-# %% ../../nbs/evaluation/53_evaluator.ipynb #c1ae847c
-def image_counts(
-    pred: torch.Tensor,    # (B, H, W) labels
-    target: torch.Tensor,  # (B, H, W) labels, `IGNORE` left out
-    n_classes: int,        # K
-) -> torch.Tensor:  # (B, K, 3) long: pixels right, predicted, true
-    "What a mean IoU over any choice of these images is made of"
-    b = len(pred)
-    image = torch.arange(b, device=pred.device).view(b, 1, 1).expand_as(target)
-    valid = target != IGNORE
-    def count(labels, where): return torch.bincount(image[where]*n_classes + labels[where], minlength=b*n_classes).view(b, n_classes)
-    return torch.stack([count(target, valid & (pred == target)), count(pred, valid), count(target, valid)], -1)
-
-# %% ../../nbs/evaluation/53_evaluator.ipynb #739a0e67
-def mean_iou_of(
-    counts: np.ndarray,  # (..., K, 3): pixels right, predicted, true
-    labels=None,         # classes to average over; all where not given
-    background: int | None = None,  # label to leave out of the mean, as `mean_iou` does
-) -> np.ndarray:  # (...)
-    "Mean IoU from summed counts; classes without any pixel do not enter. The pixels of a `background` stay false positives of the others"
-    counts = np.asarray(counts, float)
-    labels = [k for k in (range(counts.shape[-2]) if labels is None else labels) if k != background]
-    right, pred, true = np.moveaxis(counts[..., labels, :], -1, 0)
-    union = pred + true - right
-    with np.errstate(invalid='ignore'): return np.where(union > 0, right/union, 0).sum(-1)/(union > 0).sum(-1)
-
-# %% ../../nbs/evaluation/53_evaluator.ipynb #f4e78125
-def figures_of(
-    counts: np.ndarray,  # (n, K, 3)
-    info: DatasetInfo,          # of the data set
-) -> dict[str, float]:
-    "Mean IoU (`info.background` left out, as in `MIoU`), pixel accuracy, mean IoU of all classes where there is a background, and of every class group that occurs"
-    total = counts.sum(0)
-    with np.errstate(invalid='ignore'): pixel_acc = total[:, 0].sum()/total[:, 2].sum()   # nan where all is void
-    figures = dict(miou=mean_iou_of(total, background=info.background), pixel_acc=pixel_acc)
-    if info.background is not None: figures['miou_with_background'] = mean_iou_of(total)
-    return figures | {name: mean_iou_of(total, labels) for name, labels in info.groups.items() if total[list(labels)].any()}
+__all__ = ['SUBMISSION_FORMATS', 'evaluate', 'read_split', 'per_class_metrics', 'plot_classes', 'write_report',
+           'SubmissionFormat', 'write_submission']
 
 # %% ../../nbs/evaluation/53_evaluator.ipynb #79c7589c
-def evaluate_pictures(
-    label: Callable,  # picture (H, W, 3) uint8 → labels (H, W), `Predictor.labels` say
-    items: Iterable,  # of (picture (H, W, 3) uint8, mask (H, W) uint8), each of its own size
-    n_classes: int,   # K
-) -> np.ndarray:  # (n, K, 3): pixels right, predicted, true
-    "Counts of each picture at the full size of its mask. Raises `ValueError` for labels outside 0..K-1 and sizes that differ"
-    counts = [_count(label(picture), picture, mask, n_classes, i) for i, (picture, mask) in enumerate(progress(items, 'pictures'))]
-    if not counts: raise ValueError('items: expected one picture or more, found none')
-    return np.stack(counts)
+def _answer(predict, picture):
+    "Labels (H, W) or scores (K, H, W) of a picture"
+    out = torch.as_tensor(predict(picture))
+    return out if out.is_floating_point() else out.long()
 
-def _count(pred, picture, mask, n_classes, i):
+def _of_picture(predict, picture, mask, n_classes, i):
+    "Prediction and mask of picture `i`, as a batch of one. Raises `ValueError` where they do not fit"
     check_mask(mask, n_classes, f'mask {i}', picture.shape[:2], f'picture {i}')
-    if pred.shape != mask.shape: raise ValueError(f'label: expected {mask.shape} labels for picture {i}, found {pred.shape}')
-    check_labels(pred, n_classes, None, f'prediction for picture {i}')
-    return image_counts(*(torch.as_tensor(a.astype(np.int64))[None] for a in (pred, mask)), n_classes)[0].numpy()
+    pred = _answer(predict, picture)
+    if pred.shape[-2:] != mask.shape:
+        raise ValueError(f'predict: expected {mask.shape} labels for picture {i}, found {tuple(pred.shape)}')
+    if not pred.is_floating_point(): check_labels(pred, n_classes, None, f'prediction for picture {i}')
+    return pred[None], torch.as_tensor(mask.astype(np.int64), device=pred.device)[None]
+
+@torch.no_grad()
+def evaluate(
+    predict: Callable,   # a `Predictor`, a model, or what else gives scores or labels of a picture or of a batch
+    data: Iterable,      # a `SegDataset` (split 'val'); pairs of picture and mask, uint8; or batches of images and masks, tensors
+    n_classes: int,      # K
+    change: Callable | None = None,   # scores (B, K, H, W), masks (B, H, W) → other scores: `oracle_classes` say
+    observe: Callable | None = None,  # is told scores and masks, for what counts do not hold: calibration say
+) -> np.ndarray:  # (n, K, 3): pixels right, predicted, true of each picture
+    "Score a model at the full size of the masks. Raises `ValueError` for labels outside 0..K-1, sizes that differ, no picture"
+    pairs, counts = read_split(data) if hasattr(data, 'read_mask') else data, []
+    with eval_mode(predict):
+        for i, (x, y) in enumerate(progress(pairs, 'scored')):
+            if isinstance(x, torch.Tensor): scores, target = predict(plain(x)), plain(y)
+            else: scores, target = _of_picture(predict, x, y, n_classes, i)
+            if change: scores = change(scores, target)
+            if observe: observe(scores, target)
+            counts.append(class_counts(scores, target, n_classes))
+    if not counts: raise ValueError('data: expected one picture or more, found none')
+    return torch.cat(counts).cpu().numpy()
 
 # %% ../../nbs/evaluation/53_evaluator.ipynb #e758aaa4
 def read_split(
     ds,                   # a `SegDataset`
     split: str = 'val',   # name of the split
-):  # a generator of (picture (H, W, 3) uint8, mask (H, W) uint8)
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # pictures (H, W, 3) uint8 and masks (H, W) uint8
     "The pictures of a split at their own size. Raises `ValueError` with the files' names where picture and mask do not fit"
     for image, file in ds.split(split):
         picture, mask = ds.read(image), ds.read_mask(file)
@@ -87,30 +71,34 @@ def read_split(
 # %% ../../nbs/evaluation/53_evaluator.ipynb #1492bf2d
 def _ratio(a, b): return round(a/b, 6) if b else None
 
-def class_table(
+def per_class_metrics(
     counts: np.ndarray,  # (n, K, 3)
-    info: DatasetInfo,          # of the data set
+    info: DatasetInfo,   # of the data set
 ) -> list[dict]:  # label, name, iou, accuracy, share; None where there is nothing to divide by
     "A line for each class. Raises `ValueError` for counts of another number of classes, and where no pixel is labelled"
-    if counts.shape[1:] != (info.n_classes, 3): raise ValueError(f'counts: expected (n, {info.n_classes}, 3) for {info.name}, found {counts.shape}')
+    if counts.shape[1:] != (info.n_classes, 3):
+        raise ValueError(f'counts: expected (n, {info.n_classes}, 3) for {info.name}, found {counts.shape}')
     total = counts[..., 2].sum().item()
     if not total: raise ValueError('counts: expected labelled pixels, found void only')
-    return [dict(label=k, name=name, iou=_ratio(r, p + t - r), accuracy=_ratio(r, t), share=_ratio(t, total))
-            for k, (name, (r, p, t)) in enumerate(zip(info.class_names, counts.sum(0).tolist()))]
+    rows = enumerate(zip(info.class_names, counts.sum(0).tolist()))
+    return [dict(label=k, name=name, iou=_ratio(right, predicted + true - right), accuracy=_ratio(right, true),
+                 share=_ratio(true, total)) for k, (name, (right, predicted, true)) in rows]
 
 # %% ../../nbs/evaluation/53_evaluator.ipynb #16abf513
 def plot_classes(
-    table: list[dict],    # of `class_table`
+    table: list[dict],    # of `per_class_metrics`
     palette: np.ndarray,  # (K, 3) uint8
     background: int | None = None,  # label to leave out of the mean
-):  # the axes
+) -> Axes:
     "IoU of the classes in order, with names and shares of the pixels; dashed: their mean"
     import matplotlib.pyplot as plt
     rows = sorted((r for r in table if r['iou'] is not None), key=lambda r: r['iou'])
     values = [100*r['iou'] for r in rows]
     ax = plt.subplots(figsize=(5.5, .6 + .16*len(rows)), layout='constrained')[1]
     ax.barh(range(len(rows)), values, color=[palette[r['label']]/255 for r in rows], ec='.6', lw=.5)
-    ax.axvline(np.mean([100*r['iou'] for r in rows if r['label'] != background]), c='k', ls='--', lw=.8); ax.spines[['top', 'right']].set_visible(False)
+    mean = np.mean([100*r['iou'] for r in rows if r['label'] != background])
+    ax.axvline(mean, c='k', ls='--', lw=.8)
+    ax.spines[['top', 'right']].set_visible(False)
     ax.set(xlim=(0, 100), ylim=(-.6, len(rows) - .4), xlabel='IoU', yticks=range(len(rows)))
     ax.set_yticklabels([f'{r["name"]}  {100*r["share"]:.1f} %' for r in rows], fontsize=7)
     return ax
@@ -125,12 +113,13 @@ def _write_csv(file, rows):
 # %% ../../nbs/evaluation/53_evaluator.ipynb #9feabb98
 def write_report(
     counts: np.ndarray,  # (n, K, 3)
-    info: DatasetInfo,          # of the data set
+    info: DatasetInfo,   # of the data set
     folder: str | Path,  # made where it is not there
 ) -> dict:  # what report.json holds: data, pictures, figures, classes
     "Write report.csv, report.json and report.png"
-    folder, table = Path(folder), class_table(counts, info)
-    found = dict(data=info.name, pictures=len(counts), figures={k: round(float(v), 6) for k, v in figures_of(counts, info).items()}, classes=table)
+    folder, table = Path(folder), per_class_metrics(counts, info)
+    figures = {k: round(v, 6) for k, v in compute_metrics(counts, info).items()}
+    found = dict(data=info.name, pictures=len(counts), figures=figures, classes=table)
     _write_csv(folder/'report.csv', table)
     write_json(folder/'report.json', found)
     write_figure(folder/'report.png', plot_classes(table, info.palette, info.background).figure)
@@ -138,7 +127,7 @@ def write_report(
 
 # %% ../../nbs/evaluation/53_evaluator.ipynb #7c087f37
 @dataclass(frozen=True)
-class Server:
+class SubmissionFormat:
     "What an evaluation server wants: for each test picture a PNG of the same size"
     example: str  # name of a picture
     names: str    # regular expression of the names of pictures; its group names the answer
@@ -146,17 +135,17 @@ class Server:
     ids: tuple[int, ...]  # numbers in the file for class 0, 1, ...
     palette: np.ndarray | None = None  # (256, 3) uint8 colours of an indexed file; grey levels where not given
 
-SERVERS = dict(
-    voc=Server('2008_000006.jpg', r'(\d{4}_\d{6})', 'results/VOC2012/Segmentation/comp6_test_cls/{}.png', tuple(range(21)), voc_palette(256)),
-    ade20k=Server('ADE_test_00000001.jpg', r'(ADE_[a-z]+_\d{8})', '{}.png', tuple(range(1, 151))),
-    cityscapes=Server('berlin_000000_000019_leftImg8bit.png', r'([a-z-]+_\d{6}_\d{6})_leftImg8bit', '{}_pred.png',
+SUBMISSION_FORMATS = dict(
+    voc=SubmissionFormat('2008_000006.jpg', r'(\d{4}_\d{6})', 'results/VOC2012/Segmentation/comp6_test_cls/{}.png', tuple(range(21)), voc_palette(256)),
+    ade20k=SubmissionFormat('ADE_test_00000001.jpg', r'(ADE_[a-z]+_\d{8})', '{}.png', tuple(range(1, 151))),
+    cityscapes=SubmissionFormat('berlin_000000_000019_leftImg8bit.png', r'([a-z-]+_\d{6}_\d{6})_leftImg8bit', '{}_pred.png',
                       (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33)))
 
 # %% ../../nbs/evaluation/53_evaluator.ipynb #e68e5958
 def _answers(pictures, kind):
     "Path of the answer → file of the picture. Raises `ValueError` for names that are not the server's, `FileNotFoundError`"
-    if kind not in SERVERS: raise ValueError(f"submission: unknown server '{kind}', expected one of {', '.join(SERVERS)}")
-    server, found = SERVERS[kind], {}
+    if kind not in SUBMISSION_FORMATS: raise ValueError(f"submission: unknown server '{kind}', expected one of {', '.join(SUBMISSION_FORMATS)}")
+    server, found = SUBMISSION_FORMATS[kind], {}
     for file in map(Path, pictures):
         name = re.fullmatch(server.names, file.stem)
         if not name: raise ValueError(f'{file}: expected a picture of {kind}, with a name as {server.example}')
@@ -178,18 +167,20 @@ def _write_labels(file, labels, palette):
 
 # %% ../../nbs/evaluation/53_evaluator.ipynb #483c9da4
 def write_submission(
-    label: Callable,     # picture (H, W, 3) uint8 → labels (H, W) of the data set's info, `Predictor.labels` say
-    pictures: Iterable,  # files of the test pictures
+    predict: Callable,   # a `Predictor`, or what else gives scores or labels of a picture (H, W, 3) uint8
+    pictures: Iterable[str | Path],  # files of the test pictures
     folder: str | Path,  # for the answers
-    kind: str,           # one of `SERVERS`: 'voc', 'ade20k' or 'cityscapes'
+    kind: str,           # one of `SUBMISSION_FORMATS`: 'voc', 'ade20k' or 'cityscapes'
 ) -> list[Path]:  # the files that were written
-    "Label files as a test server wants them. Raises `ValueError` or `FileNotFoundError` for pictures that are not the server's, and for labels that it does not know"
-    answers = _answers(pictures, kind)
-    ids, palette = np.array(SERVERS[kind].ids, np.uint8), SERVERS[kind].palette
+    "Label files as a test server wants them. `ValueError` or `FileNotFoundError` names a picture or label that is not the server's"
+    answers, wanted = _answers(pictures, kind), SUBMISSION_FORMATS[kind]
+    ids = np.array(wanted.ids, np.uint8)
     for path, file in progress(answers.items(), 'pictures'):
         picture = load_image(file)
-        labels = label(picture)
-        if labels.shape != picture.shape[:2]: raise ValueError(f'{file}: expected {picture.shape[:2]} labels, found {labels.shape}')
+        out = _answer(predict, picture)
+        labels = (labels_of(out[None])[0] if out.is_floating_point() else out).cpu().numpy()
+        if labels.shape != picture.shape[:2]:
+            raise ValueError(f'{file}: expected {picture.shape[:2]} labels, found {labels.shape}')
         check_labels(labels, len(ids), None, f'the prediction for {file}')
-        _write_labels(Path(folder)/path, ids[labels], palette)
+        _write_labels(Path(folder)/path, ids[labels], wanted.palette)
     return [Path(folder)/path for path in answers]

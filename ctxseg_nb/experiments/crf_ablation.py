@@ -4,15 +4,16 @@
 
 # %% ../../nbs/experiments/22_crf_ablation.ipynb #82cd355e
 from __future__ import annotations
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 import numpy as np
 import torch
+from fastai.basics import DataLoaders
 from torch import nn
 from .runner import Experiment, register_experiment
-from ..evaluation.evaluator import figures_of, image_counts, mean_iou_of
 from .suites import PHOTOS, SCENES
-from ..core import IGNORE, IMAGENET_STATS, labels_of
+from ..core import IGNORE, IMAGENET_STATS
 from ..crf.dense import DenseCRF, boundary_band
 from ..models.backbones import create_backbone
 from ..models.deepcrf import deepcrf
@@ -20,27 +21,27 @@ from ..models.refinement import refinement_net
 from ..models.segmentor import upsample
 from ..training.config import TrainConfig
 from ..training.train import fit_model, train
-from ..evaluation.metrics import calibration_error, reliability
+from ..evaluation.evaluator import evaluate
+from ..evaluation.metrics import calibration_error, class_counts, compute_metrics, mean_iou, reliability
 
 # %% auto #0
-__all__ = ['DENSE', 'judge', 'after_dense', 'prefixed', 'score_corrections', 'joint', 'crf_network', 'run_crf', 'run_corrections',
-           'crf_variant']
+__all__ = ['DENSE', 'evaluate_edges', 'after_dense', 'prefixed', 'score_corrections', 'joint', 'crf_network', 'run_crf',
+           'run_corrections', 'crf_variant']
 
 # %% ../../nbs/experiments/22_crf_ablation.ipynb #ca953161
-@torch.no_grad()
-def judge(
-    predict,  # images (B, 3, H, W) → scores (B, K, H, W)
-    dls,      # `DataLoaders` with `info`
-    change=lambda z, y: z,  # done to the scores first, with the truth at hand: `keep_true_classes` say
-) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
-    "`figures_of`, with mean IoU within three pixels of an edge ('band') and the expected calibration error ('ece')"
-    counts, near, bins = [], [], 0
-    for x, y in ((x.as_subclass(torch.Tensor), y.as_subclass(torch.Tensor)) for x, y in dls.valid):
-        z = change(predict(x), y)
-        for found, mask in ((counts, y), (near, y.where(boundary_band(y), IGNORE))): found.append(image_counts(labels_of(z), mask, dls.info.n_classes))
-        bins = bins + reliability(z.softmax(1), y)
-    counts, near = (torch.cat(c).cpu().numpy() for c in (counts, near))
-    return figures_of(counts, dls.info) | dict(band=mean_iou_of(near.sum(0), background=dls.info.background), ece=calibration_error(bins).item()), counts
+def evaluate_edges(
+    predict: Callable,  # images (B, 3, H, W) → scores (B, K, H, W)
+    dls: DataLoaders,   # with `info`
+    change: Callable | None = None,  # of `evaluate`
+) -> tuple[dict[str, float], np.ndarray]:  # metrics, (n, K, 3) counts
+    "`compute_metrics`, with mean IoU within three pixels of an edge ('band') and the expected calibration error ('ece')"
+    n_classes, near, bins = dls.info.n_classes, [], []
+    def observe(scores, target):
+        near.append(class_counts(scores, target.where(boundary_band(target), IGNORE), n_classes))
+        bins.append(reliability(scores.softmax(1), target))
+    counts = evaluate(predict, dls.valid, n_classes, change, observe)
+    band = mean_iou(torch.cat(near).sum(0), background=dls.info.background)
+    return compute_metrics(counts, dls.info) | dict(band=float(band), ece=calibration_error(sum(bins)).item()), counts
 
 # %% ../../nbs/experiments/22_crf_ablation.ipynb #8a016ee7
 def after_dense(model, **options):
@@ -62,10 +63,10 @@ def score_corrections(
     dense: dict,          # options of `DenseCRF`
 ) -> dict:  # figures
     "Figures after each of the two corrections"
-    figures = prefixed('dense', judge(after_dense(model, **dense), dls)[0])
+    figures = prefixed('dense', evaluate_edges(after_dense(model, **dense), dls)[0])
     trunk = create_backbone('tiny', width=8, output_stride=2)
     refiner = fit_model(config, dls, refinement_net(model, trunk, dls.info.n_classes))
-    return figures | prefixed('refined', judge(refiner, dls)[0])
+    return figures | prefixed('refined', evaluate_edges(refiner, dls)[0])
 
 # %% ../../nbs/experiments/22_crf_ablation.ipynb #da35f513
 def joint(
@@ -97,9 +98,9 @@ def run_crf(
     learn = train(config, validate=False, make_model=lambda n_classes: crf_network(config, n_classes))
     dls, model = learn.dls, learn.model.eval()
     unaries = [fit_model(config, dls, crf_network(config, dls.info.n_classes, [])) for _ in range(networks - 1)]
-    figures, counts = judge(model, dls)
-    figures |= prefixed('unary', judge(_unary(model), dls)[0]) | prefixed('sum', judge(_sum(model), dls)[0]) if config.model_options['relations'] else {}
-    for n in range(2, networks + 1): figures |= prefixed(f'with_{n}', judge(joint([model, *unaries[:n - 1]]), dls)[0])
+    figures, counts = evaluate_edges(model, dls)
+    figures |= prefixed('unary', evaluate_edges(_unary(model), dls)[0]) | prefixed('sum', evaluate_edges(_sum(model), dls)[0]) if config.model_options['relations'] else {}
+    for n in range(2, networks + 1): figures |= prefixed(f'with_{n}', evaluate_edges(joint([model, *unaries[:n - 1]]), dls)[0])
     return figures | (score_corrections(replace(config, epochs=refine), model, dls, dense) if refine else {}), counts
 
 def _unary(model): return lambda x: upsample(model.head.potentials(model.backbone(x))[0], x.shape[-2:])
@@ -120,7 +121,7 @@ def run_corrections(
     "A model on photographs, and after each of the two corrections"
     learn = train(replace(config, weights=str(weights)), path, validate=False)
     dls, model = learn.dls, learn.model.eval()
-    figures, counts = judge(model, dls)
+    figures, counts = evaluate_edges(model, dls)
     return figures | score_corrections(replace(config, epochs=refine, lr=4e-3, head_lr=None), model, dls, dense), counts
 
 # %% ../../nbs/experiments/22_crf_ablation.ipynb #aed44c9b

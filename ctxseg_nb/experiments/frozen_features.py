@@ -5,6 +5,7 @@
 # %% ../../nbs/experiments/25_frozen_features.ipynb #de555168
 from __future__ import annotations
 import hashlib, json, zlib
+from collections.abc import Iterator
 from pathlib import Path
 import numpy as np
 import torch
@@ -14,8 +15,9 @@ from fastai.basics import DataLoader, DataLoaders, Learner, OptimWrapper, defaul
 from filelock import FileLock
 from PIL import Image
 from torch import nn
-from .runner import image_counts, mean_iou_of
-from ..core import IMAGENET_STATS, atomic_write, checksum, labels_of, progress, write_json
+from ..core import IMAGENET_STATS, atomic_write, checksum, progress, write_json
+from ..evaluation.evaluator import evaluate
+from ..evaluation.metrics import compute_metrics, mean_iou
 from ..models.class_guidance import keep_true_classes
 from ..models.segmentor import create_model
 from ..training.learner import StepProgress, TellProgress
@@ -23,7 +25,7 @@ from ..training.train import NoValidation
 from ..training.losses import SegmentationLoss, class_weights, count_labels
 
 # %% auto #0
-__all__ = ['picture', 'fingerprint', 'frozen_features', 'OnFeatures', 'FeatureSet', 'score_features', 'mean_average_precision',
+__all__ = ['picture', 'fingerprint', 'frozen_features', 'OnFeatures', 'FeatureSet', 'feature_batches', 'mean_average_precision',
            'presence_scores', 'adamw', 'train_head', 'frozen_arm']
 
 # %% ../../nbs/experiments/25_frozen_features.ipynb #2229424a
@@ -139,33 +141,24 @@ class FeatureSet:
         return torch.from_numpy(np.array(self.maps[i, mirror])), small.flip(-1) if mirror else small
 
 # %% ../../nbs/experiments/25_frozen_features.ipynb #8123a68e
-@torch.inference_mode()
-def score_features(
-    net: nn.Module,     # `OnFeatures`
+def feature_batches(
     maps: np.ndarray,   # (n, 2, C, h, w) float16
     masks: np.ndarray,  # (n, H, W) uint8 labels
-    n_classes: int,     # K
-    change=lambda logits, target: logits,  # done to the logits first, `keep_true_classes` say
-) -> np.ndarray:  # (n, K, 3) counts
-    "Counts at full resolution, image by image"
-    net.eval()
-    device, counts = next(net.parameters()).device, []
+    device: torch.device | str = 'cpu',
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # maps (8, C, h, w), labels (8, H, W)
+    "Stored features and labels of the pictures, not mirrored, for `evaluate`"
     for i in range(0, len(maps), 8):
-        x, y = torch.from_numpy(np.array(maps[i:i+8, 0])).to(device), torch.from_numpy(masks[i:i+8]).long().to(device)
-        counts.append(image_counts(labels_of(change(net(x), y)), y, n_classes))
-    return torch.cat(counts).cpu().numpy()
+        yield torch.from_numpy(np.array(maps[i:i+8, 0])).to(device), torch.from_numpy(masks[i:i+8]).long().to(device)
 
 # %% ../../nbs/experiments/25_frozen_features.ipynb #871cf099
 def mean_average_precision(
     scores: torch.Tensor,  # (n, K), larger for classes that are more likely there
     there: torch.Tensor,   # (n, K) bool
 ) -> float:  # mean over the classes that occur
-    "Quality of a ranking of pictures by the presence of a class"
-    order = scores.argsort(0, descending=True)
-    hit = there.gather(0, order).double()
-    precision = hit.cumsum(0)/torch.arange(1, len(hit) + 1, device=hit.device)[:, None]
+    "Quality of a ranking of pictures by the presence of a class (scikit-learn)"
+    from sklearn.metrics import average_precision_score
     occurs = there.any(0)
-    return ((precision*hit).sum(0)[occurs]/hit.sum(0)[occurs]).mean().item()
+    return float(average_precision_score(there[:, occurs].cpu(), scores[:, occurs].cpu()))
 
 # %% ../../nbs/experiments/25_frozen_features.ipynb #cac5001d
 @torch.inference_mode()
@@ -218,9 +211,10 @@ def frozen_arm(
     net = create_model(model, k, 'squeezenet1_0', backbone_options=dict(weights=weights), **(head or {})).to(default_device())
     (maps, masks), (vmaps, vmasks) = (frozen_features(ds, s, size, net.backbone, folder) for s in splits)
     trained = train_head(net, maps, masks, k, **options)
-    counts = score_features(trained, vmaps, vmasks, k)
-    oracle = score_features(trained, vmaps, vmasks, k, keep_true_classes)
+    device = default_device()
+    counts = evaluate(trained, feature_batches(vmaps, vmasks, device), k)
+    oracle = evaluate(trained, feature_batches(vmaps, vmasks, device), k, keep_true_classes)
     there = torch.from_numpy(counts[..., 2] > 0)
-    return dict(miou=mean_iou_of(counts.sum(0), background=ds.info.background), pixel_acc=counts[..., 0].sum()/counts[..., 2].sum(),
-                miou_presence_known=mean_iou_of(oracle.sum(0), background=ds.info.background),
-                presence_map=mean_average_precision(presence_scores(trained, vmaps), there)), counts
+    known = mean_iou(oracle.sum(0), background=ds.info.background)
+    ranked = mean_average_precision(presence_scores(trained, vmaps), there)
+    return compute_metrics(counts, ds.info) | dict(miou_presence_known=known, presence_map=ranked), counts

@@ -13,7 +13,7 @@ from fastai.basics import set_seed
 from .runner import Experiment, register_experiment
 from .suites import FROZEN_CLOTHES, GUIDED_HEAD, PHOTOS, SCENES, model_variant
 from .frozen_features import frozen_features, mean_average_precision, train_head
-from .crf_ablation import judge, prefixed
+from .crf_ablation import evaluate_edges, prefixed
 from ..core import plain
 from ..crf.guided import GuidanceCRF, fit_guidance_crf
 from ..data.dataloaders import scenes_dls
@@ -111,9 +111,10 @@ def score_models(
     dls,             # `DataLoaders` with `info`
 ) -> dict:  # figures
     "Figures of two stages, of `models` on top of `net`, of the one named 'all' with the classes given away, and how well it knows the classes"
-    figures = prefixed('stages', judge(two_stages(fcn, net), dls)[0]) | prefixed('all_oracle', judge(models['all'], dls, keep_true_classes)[0])
+    figures = prefixed('stages', evaluate_edges(two_stages(fcn, net), dls)[0])
+    figures |= prefixed('all_oracle', evaluate_edges(models['all'], dls, keep_true_classes)[0])
     for name, m in models.items():
-        figures |= prefixed(name, judge(m, dls)[0])
+        figures |= prefixed(name, evaluate_edges(m, dls)[0])
         if isinstance(m, CRFWrapper): figures |= prefixed(name, {k: p.item() for k, p in m.crf.named_parameters()})
     scores, there = presence_of(net, dls)
     return figures | dict(presence_map=mean_average_precision(scores, there.bool()))
@@ -126,8 +127,8 @@ def run_guidance(
     "A model on the embedded scenes, with the classes given away ('oracle_...'); with further scenes all models of tables 2 and 3, and two stages"
     learn = train(config, validate=False)
     net, dls = learn.model.eval(), learn.dls
-    figures, counts = judge(net, dls)
-    figures |= prefixed('oracle', judge(net, dls, keep_true_classes)[0])
+    figures, counts = evaluate_edges(net, dls)
+    figures |= prefixed('oracle', evaluate_edges(net, dls, keep_true_classes)[0])
     if n_more:
         fcn = fit_model(replace(config, model='fcn', model_options={}), dls)
         more = list(scenes_dls(n_more, 1, config.picture_size[0], config.bs, seed=1, **config.data_options).train)
@@ -153,9 +154,9 @@ def run_guidance_on_photos(
         train_head(net, maps[kept], masks[kept], n_classes, epochs=config.epochs, lr=config.lr)
         return net.eval()
     fcn, net = network(replace(config, model='fcn', model_options={})), network(config)
-    figures, counts = judge(net, dls)
-    figures |= prefixed('fcn', judge(fcn, dls)[0])
-    for name, z in (('oracle', net), ('fcn_oracle', fcn)): figures |= prefixed(name, judge(z, dls, keep_true_classes)[0])
+    figures, counts = evaluate_edges(net, dls)
+    figures |= prefixed('fcn', evaluate_edges(fcn, dls)[0])
+    for name, z in (('oracle', net), ('fcn_oracle', fcn)): figures |= prefixed(name, evaluate_edges(z, dls, keep_true_classes)[0])
     return figures | score_models(net, fcn, table3_models(net, list(more.train)), dls), counts
 
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #d4980900

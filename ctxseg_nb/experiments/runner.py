@@ -13,15 +13,12 @@ import numpy as np
 import torch
 from filelock import FileLock
 from ..core import Registry, atomic_write, check_options, write_json
-from ..evaluation.evaluator import image_counts, mean_iou_of
+from ..evaluation.metrics import mean_iou
 from ..training.config import TrainConfig, varied
-
-_all_ = ['image_counts', 'mean_iou_of']
 
 # %% auto #0
 __all__ = ['EXPERIMENTS', 'paired_bootstrap', 'Experiment', 'register_experiment', 'environment', 'read_results',
-           'check_experiment', 'run_experiment', 'summary', 'print_results', 'plot_results', 'image_counts',
-           'mean_iou_of']
+           'check_experiment', 'run_experiment', 'summary', 'print_results', 'plot_results']
 
 # %% ../../nbs/experiments/20_runner.ipynb #b22ae130
 def paired_bootstrap(
@@ -34,9 +31,9 @@ def paired_bootstrap(
     if a.shape[1:] != b.shape[1:]: raise ValueError(f'counts of the same images expected, found {a.shape[1:]} and {b.shape[1:]}')
     n = a.shape[1]
     times = np.random.default_rng(seed).multinomial(n, np.full(n, 1/n), draws).astype(float)  # (draws, n)
-    def score(c): return np.mean([mean_iou_of(np.einsum('dn,nkj->dkj', times, s)) for s in c.astype(float)], axis=0)
+    def score(c): return np.mean([mean_iou(np.einsum('dn,nkj->dkj', times, s)) for s in c.astype(float)], axis=0)
     d = score(a) - score(b)
-    whole = np.mean(mean_iou_of(a.sum(1))) - np.mean(mean_iou_of(b.sum(1)))
+    whole = np.mean(mean_iou(a.sum(1))) - np.mean(mean_iou(b.sum(1)))
     return dict(difference=float(whole), low=float(np.quantile(d, .025)), high=float(np.quantile(d, .975)), wins=float((d > 0).mean()))
 
 # %% ../../nbs/experiments/20_runner.ipynb #5f1191e4
@@ -198,7 +195,7 @@ def _share(counts):
 def _by_class(counts):
     "IoU of each class, mean over seeds; None for one that is not there"
     there = np.array(_share(next(iter(counts)))) > 0
-    return [round(float(np.mean([mean_iou_of(c.sum(0), [k]) for c in counts])), 4) if there[k] else None for k in range(len(there))]
+    return [round(float(np.mean([mean_iou(c.sum(0), [k]) for c in counts])), 4) if there[k] else None for k in range(len(there))]
 
 # %% ../../nbs/experiments/20_runner.ipynb #d5a3e645
 def summary(

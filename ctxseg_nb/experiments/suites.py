@@ -8,33 +8,19 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import nn
-from ..core import IMAGENET_STATS, labels_of, progress
-from ..evaluation.evaluator import figures_of, image_counts, mean_iou_of
+from ..core import IMAGENET_STATS
+from ..evaluation.evaluator import evaluate
+from ..evaluation.metrics import compute_metrics, mean_iou
 from ..evaluation.sliding_window import SCALES, Predictor
 from .frozen_features import frozen_arm
 from .runner import Experiment, register_experiment
 from ..training.config import TrainConfig
 from ..training.train import config_dataset, train
 
-_all_ = ['figures_of']
 
 # %% auto #0
-__all__ = ['CONTROLS', 'SCENES', 'LARGE_SCENES', 'SMALL_SCENES', 'PHOTOS', 'FROZEN_CLOTHES', 'GUIDED_HEAD', 'count_validation',
-           'IlluminationShift', 'score_model', 'run_on_scenes', 'run_on_photos', 'run_on_frozen_features',
-           'model_variant', 'gap_closed', 'figures_of']
-
-# %% ../../nbs/experiments/21_suites.ipynb #d96d463c
-@torch.inference_mode()
-def count_validation(
-    model,  # a `Segmentor`
-    dls,    # `DataLoaders` with `info`
-    **multiscale,  # of a `Predictor`; one plain forward pass where nothing is given
-) -> np.ndarray:  # (n, K, 3)
-    "Pixels right, predicted and true of every validation picture"
-    many = dict(scales=SCALES, flip=True, fill=False) | multiscale
-    predict = Predictor(model.eval(), **many) if multiscale else model.eval()
-    batches = ((x.as_subclass(torch.Tensor), y.as_subclass(torch.Tensor)) for x, y in progress(dls.valid, 'batches scored'))
-    return torch.cat([image_counts(labels_of(predict(x)), y, dls.info.n_classes) for x, y in batches]).cpu().numpy()
+__all__ = ['CONTROLS', 'SCENES', 'LARGE_SCENES', 'SMALL_SCENES', 'PHOTOS', 'FROZEN_CLOTHES', 'GUIDED_HEAD', 'IlluminationShift',
+           'score_model', 'run_on_scenes', 'run_on_photos', 'run_on_frozen_features', 'model_variant', 'gap_closed']
 
 # %% ../../nbs/experiments/21_suites.ipynb #bdc91158
 class IlluminationShift(nn.Module):
@@ -55,12 +41,14 @@ def score_model(
     illuminations: dict | None = None,  # name → what is added to red, green and blue: score once more, as figure `miou_NAME`
 ) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
     "Score a model on the validation pictures"
-    counts = count_validation(model.eval(), dls)
-    def miou(model, **options): return mean_iou_of(count_validation(model, dls, **options).sum(0), background=dls.info.background)
-    more = {} if multiscale is None else dict(miou_ms=miou(model, **multiscale))
+    info, more = dls.info, {}
+    counts = evaluate(model, dls.valid, info.n_classes)
+    def miou(predict): return mean_iou(evaluate(predict, dls.valid, info.n_classes).sum(0), background=info.background)
+    if multiscale is not None:   # as the stored results were made: windows are not filled
+        more['miou_ms'] = miou(Predictor(model, **dict(scales=SCALES, flip=True, fill=False) | multiscale))
     for name, rgb in (illuminations or {}).items():
         more[f'miou_{name}'] = miou(nn.Sequential(IlluminationShift(rgb), model).to(dls.device))
-    return figures_of(counts, dls.info) | more, counts
+    return compute_metrics(counts, info) | more, counts
 
 # %% ../../nbs/experiments/21_suites.ipynb #bff5d1b1
 def run_on_scenes(

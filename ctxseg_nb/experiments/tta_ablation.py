@@ -12,7 +12,8 @@ from torch import nn
 from ..core import DatasetInfo
 from ..data.dataloaders import VALID_SEED
 from ..data.scenes import ContextScenes
-from ..evaluation.evaluator import evaluate_pictures, figures_of, read_split
+from ..evaluation.evaluator import evaluate, read_split
+from ..evaluation.metrics import compute_metrics
 from ..evaluation.sliding_window import SCALES, Predictor
 from .runner import Experiment, register_experiment, summary
 from .suites import PHOTOS, SCENES
@@ -46,10 +47,11 @@ def score_tta(
 ) -> tuple[dict, np.ndarray]:  # figures, with the seconds a picture takes; (n, K, 3) counts
     "Score a model on whole pictures with test-time augmentation"
     predictor = Predictor.multiscale(net, size, **dict(scales=(1,), flip=False) | tta)
-    predictor.labels(items[0][0])
+    predictor(items[0][0])
     start = time.process_time()
-    counts = evaluate_pictures(predictor.labels, items, info.n_classes)
-    return figures_of(counts, info) | dict(seconds_per_picture=(time.process_time() - start)/len(counts)), counts
+    counts = evaluate(predictor, items, info.n_classes)
+    seconds = (time.process_time() - start)/len(counts)
+    return compute_metrics(counts, info) | dict(seconds_per_picture=seconds), counts
 
 # %% ../../nbs/experiments/24_tta_ablation.ipynb #54e87fc4
 def run_tta_on_scenes(
