@@ -17,7 +17,6 @@ from .runner import Experiment, register_experiment
 from ..training.config import TrainConfig
 from ..training.train import config_dataset, train
 
-
 # %% auto #0
 __all__ = ['CONTROLS', 'SCENES', 'LARGE_SCENES', 'SMALL_SCENES', 'PHOTOS', 'FROZEN_CLOTHES', 'GUIDED_HEAD', 'IlluminationShift',
            'score_model', 'run_on_scenes', 'run_on_photos', 'run_on_frozen_features', 'model_variant', 'gap_closed']
