@@ -15,17 +15,29 @@ from ..core import full_precision, highest_precision, plain, shared_mean
 __all__ = ['COMPATIBILITY_FORMS', 'GuidedKernel', 'guided_filter', 'label_compatibility', 'GuidanceCRF', 'fit_guidance_crf']
 
 # %% ../../nbs/crf/16_guided.ipynb #393f426c
+def _narrow_window_sums(x, dim, r):
+    "Sums over windows of L = 2·r+1 along -1 or -2, from running sums in blocks of L"
+    n, L = x.shape[dim], 2*r + 1
+    blocks = -(-n//L) + 1
+    pad = r + 1, blocks*L - n - r - 1
+    c = F.pad(x, pad if dim == -1 else (0, 0, *pad)).unflatten(dim, (blocks, L)).cumsum_(dim)
+    before, after = c.narrow(dim - 1, 0, blocks - 1), c.narrow(dim - 1, 1, blocks - 1)
+    return (after - before).add_(before.narrow(dim, L - 1, 1)).flatten(dim - 1, dim).narrow(dim, 0, n)
+
+def _wide_window_sums(x, dim, r):
+    "The same where a line has few windows, from its running sums: Σ_{j≤i+r} - Σ_{j<i-r}, cut off at the border"
+    n, c = x.shape[dim], x.cumsum(dim)
+    sums = c.narrow(dim, n - 1, 1).expand_as(c).clone()   # the windows that end at the border
+    sums.narrow(dim, 0, n - r).copy_(c.narrow(dim, r, n - r))
+    if n - r > 1: sums.narrow(dim, r + 1, n - r - 1).sub_(c.narrow(dim, 0, n - r - 1))
+    return sums
+
 def _sum_windows(x, radius):
     "Sums over the window of 2·radius+1 squared around each pixel (..., H, W), cut off at the border"
     for dim in (-1, -2):
         n = x.shape[dim]
         r = min(radius, n - 1)
-        L = 2*r + 1
-        blocks = -(-n//L) + 1
-        pad = r + 1, blocks*L - n - r - 1
-        c = F.pad(x, pad if dim == -1 else (0, 0, *pad)).unflatten(dim, (blocks, L)).cumsum_(dim)
-        before, after = c.narrow(dim - 1, 0, blocks - 1), c.narrow(dim - 1, 1, blocks - 1)
-        x = (after - before).add_(before.narrow(dim, L - 1, 1)).flatten(dim - 1, dim).narrow(dim, 0, n)
+        x = (_narrow_window_sums if n >= 4*(2*r + 1) else _wide_window_sums)(x, dim, r)
     return x
 
 class _BoxSum(torch.autograd.Function):
