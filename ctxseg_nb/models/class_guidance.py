@@ -98,7 +98,7 @@ class CRFWrapper(nn.Module):
         self.model, self.crf, self.training_mode = model.requires_grad_(training_mode != 'crf'), crf, training_mode
 
     @property
-    def loss_parts(self):
+    def loss_parts(self) -> tuple:
         if self.training_mode == 'end_to_end': return self.model.loss_parts
         piecewise = ('crf', 1., self._piecewise),
         return piecewise if self.training_mode == 'crf' else self.model.loss_parts + piecewise

@@ -251,7 +251,7 @@ class DeepCRFHead(nn.Module):
         return mean_field(_cells(z), scores, edges, self.n_iters).unflatten(0, (b, h, w)).movedim(3, 1)
 
     @property
-    def losses(self): return tuple((r, 1., partial(self._relation_loss, r)) for r in self.pairs)
+    def losses(self) -> tuple: return tuple((r, 1., partial(self._relation_loss, r)) for r in self.pairs)
 
     def _relation_loss(self, relation, out, target):
         "Loss of a relation's pairs, or of a sample of them"

@@ -23,7 +23,7 @@ class AsyncPairwiseUpdate(Callback):
         pairs_per_step: int = 2000,  # before the pairwise network of their relation is updated
     ) -> None: self.lr, self.mom, self.wd, self.pairs_per_step = lr, mom, wd, pairs_per_step
 
-    def before_fit(self):
+    def before_fit(self) -> None:
         head = self.model.head
         if not hasattr(head, 'pair_loss'):
             raise ValueError('AsyncPairwiseUpdate: expected a model with pairwise networks, '
@@ -45,7 +45,7 @@ class AsyncPairwiseUpdate(Callback):
     def load_state_dict(self, state: dict) -> None:
         for name, opt in self.optimisers.items(): opt.load_state_dict(state[name])
 
-    def after_fit(self):
+    def after_fit(self) -> None:
         model = get_model(self.model)
         model.head.sample, model.head.pair_loss = self.before
         self._ignored_by_ddp(model, [])

@@ -246,8 +246,8 @@ def _compare(
 # %% ../../nbs/training/56_checkpoint.ipynb #6ef41ab4
 class _RemainingBatches:
     "The batches of `dl` after the first `n`; `done` is called between these and the rest"
-    def __init__(self, dl, n, done): self.dl, self.n, self.done = dl, n, done
-    def __len__(self): return len(self.dl)
+    def __init__(self, dl, n: int, done) -> None: self.dl, self.n, self.done = dl, n, done
+    def __len__(self) -> int: return len(self.dl)
     def __getattr__(self, k): return getattr(self.dl, k)
     def __iter__(self):
         batches = iter(self.dl)
@@ -378,13 +378,13 @@ class Checkpoint(Callback):
         self.settings = _as_json(settings or {})
         self.folder_lock, self.stop_signal = None, _StopSignal()
 
-    def after_create(self):
+    def after_create(self) -> None:
         raise ValueError('Checkpoint belongs to one run: pass it to fit(..., cbs=Checkpoint(...)), not to Learner')
 
     @property
-    def learn(self): return self._learn
+    def learn(self) -> Learner | None: return self._learn
     @learn.setter
-    def learn(self, learn):
+    def learn(self, learn: Learner | None) -> None:
         self._learn = learn
         if learn is None: self._release()
 
@@ -426,7 +426,7 @@ class Checkpoint(Callback):
         changes = [f'{k} {v} instead of {state["facts"][k]}' for k, v in new.items()]
         if new and not rank: print(f'{self.file}: the run goes on after epoch {self.first} with {", ".join(changes)}')
 
-    def before_fit(self):
+    def before_fit(self) -> None:
         self.first, self.used, self.paused, self.facts = 0, 0, [], self.settings | _facts(self.learn)
         state = _on_first(self._open)
         if state: self.restore(state)
@@ -436,18 +436,18 @@ class Checkpoint(Callback):
         for cb, _ in self.paused: cb.run = False
         if not _several(): self.stop_signal.listen()
 
-    def before_epoch(self):
+    def before_epoch(self) -> None:
         if self.epoch < self.first: raise CancelEpochException
 
-    def before_train(self):
+    def before_train(self) -> None:
         self.epoch_start = rng_state(self.dls)
         if not self.used: return
         self.learn.pct_train = self.pct
         self.learn.dl = _RemainingBatches(self.dl, self.used, lambda: set_rng_state(self.dls, self.now))
 
-    def before_batch(self): self.learn.iter += self.used
+    def before_batch(self) -> None: self.learn.iter += self.used
 
-    def after_batch(self):
+    def after_batch(self) -> None:
         due = self.every != 'epoch' and self.train_iter % self.every == 0
         if self.training and due: self.save(self.epoch, self.iter + 1)
         if not self.stop_signal.number: return
@@ -455,9 +455,9 @@ class Checkpoint(Callback):
         else: self.save(self.epoch, self.batches, self.trained)
         self._stop()
 
-    def after_train(self): self.used, self.trained, self.batches = 0, rng_state(self.dls), self.n_iter
+    def after_train(self) -> None: self.used, self.trained, self.batches = 0, rng_state(self.dls), self.n_iter
 
-    def after_epoch(self):
+    def after_epoch(self) -> None:
         if self.epoch == self.first - 1:
             for cb, run in self.paused: cb.run = run
         elif self.epoch >= self.first: self.save(self.epoch + 1, 0)

@@ -49,7 +49,7 @@ class ShardedDL:
     def __len__(self) -> int: return len(self.dl) if self.n == 1 else len(self.batches(range(self.dl.n)))
     def __getattr__(self, name: str): return getattr(self.dl, name)
 
-    def to_detach(self, b, cpu: bool = True, gather: bool = True):
+    def to_detach(self, b: object, cpu: bool = True, gather: bool = True) -> object:
         "As fastai's, but never gathered: ranks have different numbers of pictures"
         return to_detach(b, cpu, gather=False)
 
@@ -72,7 +72,7 @@ class ShardedTraining(Callback):
     "Train on all ranks what one process would train; made by `distributed`"
     order = 11   # behind mixed precision, before those who look at model and loaders
 
-    def before_fit(self):
+    def before_fit(self) -> None:
         self._synchronise_start()
         device = next(self.model.parameters()).device
         devices = [device] if device.type == 'cuda' else None
@@ -85,16 +85,16 @@ class ShardedTraining(Callback):
         for dl, state in zip(self.dls.loaders, states): dl.rng.setstate(state)
         if dist.get_rank(): set_seed(torch.randint(2**31, ()).item() + dist.get_rank())
 
-    def before_train(self): self._shard(dist.get_rank(), dist.get_world_size(), training=True)
+    def before_train(self) -> None: self._shard(dist.get_rank(), dist.get_world_size(), training=True)
 
-    def before_validate(self):
+    def before_validate(self) -> None:
         gathers = any(isinstance(cb, GatherPredsCallback) for cb in self.learn.cbs)   # `get_preds`
         if gathers: self._shard(0, 1, training=False)   # every rank gets all predictions
         else: self._shard(dist.get_rank(), dist.get_world_size(), training=False)
 
     def _shard(self, rank, n, training): self.learn.dl = ShardedDL(self.dl, rank, n, training)
 
-    def after_validate(self):
+    def after_validate(self) -> None:
         "Give fastai's metrics what the other ranks have counted; those of this library sum over ranks by themselves"
         for metric in [self.recorder.loss, *self.learn.metrics]:
             if not isinstance(metric, (AvgLoss, AvgMetric, AccumMetric)): continue
@@ -102,7 +102,7 @@ class ShardedTraining(Callback):
                 if not hasattr(metric, name): continue
                 setattr(metric, name, reduce(operator.add, _gathered(getattr(metric, name))))
 
-    def after_fit(self): self.learn.model = get_model(self.model)
+    def after_fit(self) -> None: self.learn.model = get_model(self.model)
 
 # %% ../../nbs/training/58_distributed.ipynb #28fb13d2
 @contextmanager
