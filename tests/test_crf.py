@@ -2,7 +2,7 @@
 import math
 from itertools import product
 import pytest, torch
-from ctxseg_nb.crf.dense import DenseCRF
+from ctxseg_nb.crf.dense import DenseCRF, ExactGaussian, LatticeGaussian
 from ctxseg_nb.crf.graph import exact_crf, mean_field, piecewise_nll, range_box_edges
 from ctxseg_nb.crf.guided import COMPATIBILITY_FORMS, GuidanceCRF, GuidedKernel, fit_guidance_crf
 
@@ -99,8 +99,14 @@ def test_dense_crf(potts, normalisation):
     assert (fast.exp() - torch.stack(expected).exp()).abs().mean() < .1   # as far as the lattice is a Gaussian
 
 
+def test_rows_of_an_exact_kernel():
+    f = random(20, 5)
+    kernel = ExactGaussian(f)
+    close(kernel.rows(7, 12), kernel.rows(0, 20)[7:12])
+    close(kernel.rows(0, 20).diagonal(), torch.zeros(20, dtype=F8))
+
+
 def test_lattice_has_no_self_term_and_is_symmetric():
-    from ctxseg_nb.crf.dense import LatticeGaussian
     f = 2*random(60, 5)
     table = LatticeGaussian(f)(torch.eye(60, dtype=F8))
     close(table.diagonal(), torch.zeros(60, dtype=F8))
