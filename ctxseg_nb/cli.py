@@ -627,9 +627,9 @@ def _list_data():
     for name, ds in DATASETS.items(): print(f'{name:17}{ds.how_to_get}')
 
 def _check(check, splits, most):
-    from ctxseg_nb.data.verify import check_dataset, print_report
+    from ctxseg_nb.data.verify import verify_dataset, print_report
     if len(check) != 2: raise ValueError(f'--check: expected the name of a data set and its folder, found {" ".join(check)}')
-    report = check_dataset(_open(*check), splits=splits and splits.split(','))
+    report = verify_dataset(_open(*check), splits=splits and splits.split(','))
     print_report(report, most)
     if report.faults: raise ValueError(f'{check[1]}: {len(report.faults)} faults')
 

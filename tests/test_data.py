@@ -6,7 +6,7 @@ from scipy.io import savemat
 from ctxseg_nb.cli import main
 from ctxseg_nb.core import IGNORE, DatasetInfo
 from ctxseg_nb.data.dataloaders import segmentation_dls
-from ctxseg_nb.data.verify import check_dataset
+from ctxseg_nb.data.verify import verify_dataset
 from ctxseg_nb.data.camvid import CamVid
 from ctxseg_nb.data.dataset import check_mask, image_size, DATASETS, load_image, load_mask, open_dataset, read_lines
 from ctxseg_nb.testing.miniatures import MINIATURES, make_mask, make_miniature
@@ -73,7 +73,7 @@ def test_damaged_image(name, how, copied):
     image = ds.split('train')[0][0]
     damage(image, how)
     fails(lambda: ds.read(image), image, 'not a readable image')
-    assert any(str(image) in fault for fault in check_dataset(ds, progress=False, splits=['train']).faults)
+    assert any(str(image) in fault for fault in verify_dataset(ds, progress=False, splits=['train']).faults)
 
 
 @pytest.mark.parametrize('how', ['cut', 'empty', 'text', 'colour', 'lossy', 'fractions'])
@@ -85,7 +85,7 @@ def test_damaged_mask(name, how, copied):
     if not damage(file, how): pytest.skip(f'{name} has no masks of this kind')
     fresh = open_dataset(name, ds.path)   # which has read nothing yet
     fails(lambda: fresh.read_mask(mask), file)
-    assert any(str(file) in fault for fault in check_dataset(fresh, progress=False, splits=['train']).faults)
+    assert any(str(file) in fault for fault in verify_dataset(fresh, progress=False, splits=['train']).faults)
 
 
 def damage(file, how):
@@ -215,7 +215,7 @@ def test_objects_without_an_outline(segmentation, copied):
     except ValueError as e: assert str(file) in str(e) and 'object 3 of image 9' in str(e)
     else: pytest.skip('pycocotools draws this one')
     fails(lambda: open_dataset('coco_objects', ds.path, min_labelled=1).split('train'), file, 'object 3 of image 9')
-    assert any('object 3 of image 9' in fault for fault in check_dataset(ds, progress=False, splits=['train']).faults)
+    assert any('object 3 of image 9' in fault for fault in verify_dataset(ds, progress=False, splits=['train']).faults)
 
 
 # ---- pictures
@@ -243,7 +243,7 @@ def test_check_takes_a_picture_as_it_is_read(copied):
     image, mask = open_dataset('lip', path).split('train')[0]
     with Image.open(image) as im: im.transpose(Image.Transpose.ROTATE_90).save(image, xmp=ROTATED.encode())
     assert load_image(image).shape[:2] == load_mask(mask).shape
-    assert not [f for f in check_dataset(open_dataset('lip', path), progress=False).faults if str(image) in f]
+    assert not [f for f in verify_dataset(open_dataset('lip', path), progress=False).faults if str(image) in f]
 
 
 @pytest.mark.parametrize('data', [b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', b'<svg xmlns="http://www.w3.org/2000/svg"/>', b'GIF89a'])
@@ -347,7 +347,7 @@ def test_a_class_without_pixels_is_said():
 def test_check_finds_masks_of_0_and_255(copied, capsys):
     path = copied('camvid')
     for mask in path.glob('*annot/*.png'): Image.fromarray((load_mask(mask) % 2*255).astype(np.uint8)).save(mask)
-    splits = check_dataset(CamVid(path), progress=False).splits
+    splits = verify_dataset(CamVid(path), progress=False).splits
     assert {s for s, report in splits.items() if 'classes' in report.faults} == {'train'}
     words = f"train: 2 masks: expected labels of 11 classes, found {splits['train'].pixels[0]} pixels of 'sky' and {splits['train'].void} pixels of void (255)"
     assert splits['train'].pixels[0] + splits['train'].void == 2*48*64

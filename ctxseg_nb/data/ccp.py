@@ -31,7 +31,8 @@ class ClothingCoParsing(SegDataset):
         photos = self.images_per_label if min_photos else np.zeros(self.n_labels, int)
         kept = np.flatnonzero(photos >= min_photos)
         if not len(kept):
-            raise ValueError(f'{self.name}: no class is in {min_photos} training photos, the commonest is in {photos.max()}')
+            raise ValueError(f'{self.name}: no class is in {min_photos} training photos, '
+                             f'the commonest is in {photos.max()}')
         self.info = DatasetInfo('ccp', tuple(str(np.squeeze(names[k])) for k in kept))
         self.label_map = make_label_map(kept)
 

@@ -38,7 +38,7 @@ class Cityscapes(SegDataset):
     def list_pairs(self, split: str) -> list[tuple[Path, Path]]:
         if split == 'trainval': return self.list_pairs('train') + self.list_pairs('val')
         folder, kind = ('train_extra', 'gtCoarse') if split == 'coarse' else (split, 'gtFine')
-        def mask(f):
+        def mask(f: Path) -> Path:
             return self.path/kind/folder/f.parent.name/f.name.replace('leftImg8bit', f'{kind}_{self.labels}')
         return [(f, self.require(f'mask of {f.name}', mask(f)))
                 for f in self.list_files(self.path/'leftImg8bit'/folder, '*/*_leftImg8bit.png')]

@@ -19,22 +19,28 @@ __all__ = ['COCO_STUFF_NUMBERS', 'COCO_STUFF', 'COCO_THINGS', 'COCOStuff10K', 'C
            'COCOObjects']
 
 # %% ../../nbs/data/35_coco.ipynb #34a126ef
-_NAMES = '''person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, street sign, stop sign, parking meter,
-bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, hat, backpack, umbrella, shoe, eye glasses, handbag, tie, suitcase,
-frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, tennis racket, bottle, plate, wine glass, cup,
-fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, mirror,
-dining table, window, desk, toilet, door, tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, blender,
-book, clock, vase, scissors, teddy bear, hair drier, toothbrush, hair brush, banner, blanket, branch, bridge, building-other, bush, cabinet, cage,
-cardboard, carpet, ceiling-other, ceiling-tile, cloth, clothes, clouds, counter, cupboard, curtain, desk-stuff, dirt, door-stuff, fence,
-floor-marble, floor-other, floor-stone, floor-tile, floor-wood, flower, fog, food-other, fruit, furniture-other, grass, gravel, ground-other, hill,
-house, leaves, light, mat, metal, mirror-stuff, moss, mountain, mud, napkin, net, paper, pavement, pillow, plant-other, plastic, platform,
-playingfield, railing, railroad, river, road, rock, roof, rug, salad, sand, sea, shelf, sky-other, skyscraper, snow, solid-other, stairs, stone,
-straw, structural-other, table, tent, textile-other, towel, tree, vegetable, wall-brick, wall-concrete, wall-other, wall-panel, wall-stone,
-wall-tile, wall-wood, water-other, waterdrops, window-blind, window-other, wood'''.replace('\n', ' ').split(', ')
+_NAMES = '''
+person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, street sign, stop
+sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, hat, backpack,
+umbrella, shoe, eye glasses, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat,
+baseball glove, skateboard, surfboard, tennis racket, bottle, plate, wine glass, cup, fork, knife, spoon, bowl,
+banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed,
+mirror, dining table, window, desk, toilet, door, tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven,
+toaster, sink, refrigerator, blender, book, clock, vase, scissors, teddy bear, hair drier, toothbrush, hair brush,
+banner, blanket, branch, bridge, building-other, bush, cabinet, cage, cardboard, carpet, ceiling-other,
+ceiling-tile, cloth, clothes, clouds, counter, cupboard, curtain, desk-stuff, dirt, door-stuff, fence, floor-marble,
+floor-other, floor-stone, floor-tile, floor-wood, flower, fog, food-other, fruit, furniture-other, grass, gravel,
+ground-other, hill, house, leaves, light, mat, metal, mirror-stuff, moss, mountain, mud, napkin, net, paper,
+pavement, pillow, plant-other, plastic, platform, playingfield, railing, railroad, river, road, rock, roof, rug,
+salad, sand, sea, shelf, sky-other, skyscraper, snow, solid-other, stairs, stone, straw, structural-other, table,
+tent, textile-other, towel, tree, vegetable, wall-brick, wall-concrete, wall-other, wall-panel, wall-stone,
+wall-tile, wall-wood, water-other, waterdrops, window-blind, window-other, wood'''.strip().replace('\n', ' ').split(', ')
 
 # %% ../../nbs/data/35_coco.ipynb #30aab665
-_UNUSED = {'street sign', 'hat', 'shoe', 'eye glasses', 'plate', 'mirror', 'window', 'desk', 'door', 'blender', 'hair brush'}
-COCO_STUFF_NUMBERS = np.array([k for k, name in enumerate(_NAMES, 1) if name not in _UNUSED])  # 1 to 182 without the unused
+_UNUSED = {'street sign', 'hat', 'shoe', 'eye glasses', 'plate', 'mirror', 'window', 'desk', 'door', 'blender',
+           'hair brush'}
+# 1 to 182 without the unused
+COCO_STUFF_NUMBERS = np.array([k for k, name in enumerate(_NAMES, 1) if name not in _UNUSED])
 COCO_STUFF = tuple(_NAMES[k - 1] for k in COCO_STUFF_NUMBERS)  # 171 names
 COCO_THINGS = COCO_STUFF[:80]
 
@@ -59,7 +65,7 @@ def _first_existing(*places: Path) -> Path: return next((p for p in places if p.
 
 @DATASETS.register('coco_stuff164k')
 class COCOStuff164K(SegDataset):
-    "COCO-Stuff on the pictures of COCO 2017, masks as PNGs ('stuffthingmaps'), whose labels are a class's number less 1"
+    "COCO-Stuff on the pictures of COCO 2017, masks as PNGs ('stuffthingmaps'); their labels are the numbers less 1"
     name, n_labels, splits = 'COCO-Stuff 164K', 182, ('train', 'val')
     info, label_map = DatasetInfo('coco_stuff164k', COCO_STUFF), make_label_map(COCO_STUFF_NUMBERS - 1)
     how_to_get = ('Get train2017.zip and val2017.zip from cocodataset.org for the folder images, '
@@ -175,7 +181,7 @@ class COCOObjects(SegDataset):
         classes: str = 'coco',  # 'coco': 80 and background; 'voc': VOC's 20 and background
         min_region: int = 0,    # objects of fewer pixels are void; 200 in the deep structured CRF
         min_labelled: int = 0,  # images with no more labelled pixels are left out; 1000 in EncNet and CFNet
-        n_test: int = 0,        # so many images of train and val are 'test', all others 'train'; 2599 in the deep structured CRF
+        n_test: int = 0,  # so many images of train and val are 'test', the others 'train'; 2599 in the deep structured CRF
     ) -> None:
         super().__init__(path)
         if classes == 'coco': self.info = DatasetInfo('coco_objects', ('background', *COCO_THINGS))
@@ -197,7 +203,7 @@ class COCOObjects(SegDataset):
         return self._files[file]
 
     def _masks(self, part: str) -> list[Path]:
-        "The annotation file of 'train' or 'val' with the number of an image behind it, for every image with enough labels"
+        "The annotation file of 'train' or 'val' with the number of an image behind it, for all with enough labels"
         file = self.path/'annotations'/f'instances_{part}2017.json'
         annotations = self._annotations(file)
         return [file/str(i) for i in sorted(annotations.index.imgs)

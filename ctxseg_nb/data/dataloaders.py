@@ -4,7 +4,9 @@
 
 # %% ../../nbs/data/45_dataloaders.ipynb #d6b98586
 from __future__ import annotations
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from typing import Any
 import numpy as np
 import torch
 from fastai.vision.all import *
@@ -13,16 +15,16 @@ from .dataset import SegDataset, as_labels, as_rgb, check_mask, load_image, load
 from .scenes import ContextScenes
 
 # %% auto #0
-__all__ = ['VALID_SEED', 'OpenPicture', 'ClassMask', 'PILClassMask', 'OpenMask', 'AttachInfo', 'segmentation_dls', 'scenes_dls',
-           'dataset_dls', 'show_batch', 'show_results']
+__all__ = ['VALID_SEED', 'OpenImage', 'ClassMask', 'PILClassMask', 'OpenMask', 'AttachInfo', 'FlipItemAndLabels',
+           'segmentation_dls', 'scenes_dls', 'dataset_dls', 'show_batch', 'show_results']
 
 # %% ../../nbs/data/45_dataloaders.ipynb #8e3d1a2b
-class OpenPicture(Transform):
+class OpenImage(Transform):
     "A path, an array or a PIL image as RGB `PILImage`, which remembers where it came from"
     input_types = (str, Path, np.ndarray, Image.Image)
     def __init__(self,
-        read=load_image,  # path -> (H, W, 3) uint8
-    ):
+        read: Callable = load_image,  # path -> (H, W, 3) uint8
+    ) -> None:
         self.read = read
 
     def encodes(self, o):
@@ -39,9 +41,9 @@ class PILClassMask(PILMask): _tensor_cls = ClassMask
 class OpenMask(Transform):
     "A mask file or (H, W) integers as `PILClassMask`"
     def __init__(self,
-        info: DatasetInfo,        # of the data set
-        read=load_mask,    # path -> (H, W) integer labels
-    ):
+        info: DatasetInfo,  # of the data set
+        read: Callable = load_mask,  # path -> (H, W) integer labels
+    ) -> None:
         self.info, self.read = info, read
         self.vocab, self.c = list(info.class_names), info.n_classes
         self.loss_func = CrossEntropyLossFlat(axis=1, ignore_index=IGNORE)
@@ -58,7 +60,7 @@ class AttachInfo(ItemTransform):
     "Check a mask against its info and its picture; put the info on masks that will be shown"
     order = -1  # before flips and resizes
 
-    def __init__(self, info: DatasetInfo): self.info = info
+    def __init__(self, info: DatasetInfo) -> None: self.info = info
 
     def encodes(self, xy):
         x, *y = xy
@@ -71,32 +73,51 @@ class AttachInfo(ItemTransform):
         return xy
 
 # %% ../../nbs/data/45_dataloaders.ipynb #d62429fc
-def _item_tfms(size, flip, augment):
+class FlipItemAndLabels(RandTransform):
+    "A left-right flip after which labels change places: a left arm becomes a right one"
+    def __init__(self,
+        p: float,  # probability
+        flip_labels: Sequence[int],  # (K,) the label that each label has in a flip
+    ) -> None:
+        super().__init__(p=p)
+        self.table = np.arange(256, dtype=np.uint8)
+        self.table[:len(flip_labels)] = flip_labels
+
+    def encodes(self, o):
+        flipped = o.flip_lr()
+        if not isinstance(o, PILClassMask): return flipped
+        return PILClassMask(Image.fromarray(self.table[np.asarray(flipped)]))
+
+def _item_tfms(info: DatasetInfo, size: int | tuple[int, int] | None, flip: float, augment: Transform | None) -> list:
     resize = [] if size is None else [Resize(size, method='squish', split_idx=1 if augment else None)]
-    return [augment or FlipItem(flip)] + resize
+    flips = FlipItem(flip) if info.flip_labels is None else FlipItemAndLabels(flip, info.flip_labels)
+    return [augment or flips] + resize
 
 # %% ../../nbs/data/45_dataloaders.ipynb #c858df33
 def segmentation_dls(
-    train: list,        # (picture, mask) pairs: paths, or (H, W, 3) uint8 and (H, W) integer arrays
-    valid: list,        # the same
-    info: DatasetInfo,         # of the data set
-    size=None,          # (H, W) of every picture and mask in a batch; as they are where not given
+    train: Sequence,    # (picture, mask) pairs: paths, or (H, W, 3) uint8 and (H, W) integer arrays
+    valid: Sequence,    # the same
+    info: DatasetInfo,  # of the data set
+    size: int | tuple[int, int] | None = None,  # (H, W) of all pictures and masks; as they are where not given
     bs: int = 8,        # pictures a batch
     flip: float = .5,   # probability of a left-right flip in training
-    augment=None,       # item transform of training pairs, in place of flip and resize; validation pictures come one by one where `size` is not given
-    read=load_image,    # path -> (H, W, 3) uint8
-    read_mask=load_mask,  # path -> (H, W) integer labels
+    augment: Transform | None = None,  # of training pairs, in place of flip and resize; without `size`, `val_bs` is then 1
+    read: Callable = load_image,  # path -> (H, W, 3) uint8
+    read_mask: Callable = load_mask,  # path -> (H, W) integer labels
     num_workers: int = 0,  # processes that read beside the training one
-    **kwargs,           # to `DataBlock.dataloaders`
+    **kwargs: Any,      # to `DataBlock.dataloaders`
 ) -> DataLoaders:
-    "Normalised float pictures (B, 3, H, W) and `ClassMask` labels (B, H, W). Raises `ValueError` with the file's name for a bad item"
+    """Normalised float pictures (B, 3, H, W) and `ClassMask` labels (B, H, W)
+
+    Raises `ValueError` with the file's name for a bad item"""
     if not len(valid) or len(train) < bs: raise ValueError(
         f'{len(train)} training and {len(valid)} validation pictures; expected a batch of {bs} or more, and one or more')
-    blocks = (TransformBlock(OpenPicture(read=read), batch_tfms=IntToFloatTensor),
+    blocks = (TransformBlock(OpenImage(read=read), batch_tfms=IntToFloatTensor),
               TransformBlock(OpenMask(info, read_mask), item_tfms=AttachInfo(info), batch_tfms=IntToFloatTensor))
     items = L([*train, *valid])
-    block = DataBlock(blocks, getters=[ItemGetter(0), ItemGetter(1)], splitter=IndexSplitter(range(len(train), len(items))),
-                      item_tfms=_item_tfms(size, flip, augment), batch_tfms=Normalize.from_stats(*IMAGENET_STATS))
+    block = DataBlock(blocks, getters=[ItemGetter(0), ItemGetter(1)],
+                      splitter=IndexSplitter(range(len(train), len(items))),
+                      item_tfms=_item_tfms(info, size, flip, augment), batch_tfms=Normalize.from_stats(*IMAGENET_STATS))
     if augment and not size: kwargs = dict(val_bs=1) | kwargs
     return block.dataloaders(items, bs=bs, num_workers=num_workers, **kwargs)
 
@@ -104,7 +125,7 @@ def segmentation_dls(
 VALID_SEED = 1_000_003  # added to the seed of the training scenes
 
 @lru_cache(maxsize=8)
-def _scenes(n, size, seed, kinds):
+def _scenes(n: int, size: int, seed: int, kinds: str | tuple[str, ...] | None) -> tuple:
     "(picture, mask) pairs, the same arrays at every call: read-only"
     scenes = ContextScenes(n, size=size, seed=seed, kinds=kinds)
     pairs = tuple(scenes[i] for i in range(n))
@@ -118,8 +139,8 @@ def scenes_dls(
     size: int = 96,      # side, pixels
     bs: int = 16,        # scenes a batch
     seed: int = 0,       # of the scenes, not of the order in training
-    kinds=None,          # names of kinds of scenes; all where not given
-    **kwargs,            # to `segmentation_dls`
+    kinds: str | Iterable[str] | None = None,  # names of kinds of scenes; all where not given
+    **kwargs: Any,       # to `segmentation_dls`
 ) -> DataLoaders:
     "`ContextScenes`, held in memory"
     kinds = kinds if kinds is None or isinstance(kinds, str) else tuple(kinds)
@@ -127,7 +148,7 @@ def scenes_dls(
     return segmentation_dls(train, valid, ContextScenes.info, bs=bs, **kwargs)
 
 # %% ../../nbs/data/45_dataloaders.ipynb #26cda7fc
-def _some(items, n, seed, name):
+def _some(items: list, n: int | None, seed: int, name: str) -> list:
     if n is None: return items
     if n > len(items): raise ValueError(f'{name}: expected at most {len(items)} pictures, not {n}')
     return [items[i] for i in sorted(np.random.default_rng(seed).permutation(len(items))[:n])]
@@ -135,23 +156,21 @@ def _some(items, n, seed, name):
 # %% ../../nbs/data/45_dataloaders.ipynb #2f597fb0
 def dataset_dls(
     ds: SegDataset,
-    size=None,       # (H, W), pixels; as they are where not given
+    size: int | tuple[int, int] | None = None,  # (H, W), pixels; as they are where not given
     bs: int = 8,     # pictures a batch
-    splits=('train', 'val'),  # to train on and to validate on
+    splits: tuple[str, str] = ('train', 'val'),  # to train on and to validate on
     n_train: int | None = None,  # training pictures, drawn at random; all where not given
     n_valid: int | None = None,  # validation pictures, the same
     seed: int = 0,   # of the draw
-    **kwargs,        # to `segmentation_dls`
+    **kwargs: Any,   # to `segmentation_dls`
 ) -> DataLoaders:
     "The pictures of a data set on disk, read when they are needed"
     train, valid = (_some(ds.split(s), n, seed, f'{ds.name} {s}') for s, n in zip(splits, (n_train, n_valid)))
-    if ds.info.flip_labels: kwargs = dict(flip=0.) | kwargs   # left is not right in a mirror
+    if ds.info.flip_labels: kwargs = dict(flip=0.) | kwargs   # left and right change places: only when it is asked for
     return segmentation_dls(train, valid, ds.info, size, bs, read=ds.read, read_mask=ds.read_mask, **kwargs)
 
-SegDataset.dataloaders = dataset_dls
-
 # %% ../../nbs/data/45_dataloaders.ipynb #59e302c7
-def _draw(samples, titles, per_row, size):
+def _draw(samples: list, titles: list[str], per_row: int, size: float) -> None:
     "`samples`: one tuple (picture, mask, ...) each"
     info = samples[0][1].info
     cells = [[np.asarray(o.permute(1, 2, 0), np.uint8) if o.ndim == 3 else np.asarray(o) for o in s] for s in samples]
@@ -162,9 +181,9 @@ def _draw(samples, titles, per_row, size):
 
 # %% ../../nbs/data/45_dataloaders.ipynb #636ef790
 @dispatch
-def show_batch(x:TensorImage, y:ClassMask, samples, ctxs=None, max_n=9, size=1.4, **kwargs):
+def show_batch(x: TensorImage, y: ClassMask, samples, ctxs=None, max_n=9, size=1.4, **kwargs):
     _draw(samples[:max_n], ['picture', 'mask'], 3, size)
 
 @dispatch
-def show_results(x:TensorImage, y:ClassMask, samples, outs, ctxs=None, max_n=6, size=1.4, **kwargs):
+def show_results(x: TensorImage, y: ClassMask, samples, outs, ctxs=None, max_n=6, size=1.4, **kwargs):
     _draw([(*s, o[0]) for s, o in zip(samples[:max_n], outs)], ['picture', 'target', 'prediction'], 2, size)

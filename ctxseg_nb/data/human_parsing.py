@@ -14,11 +14,12 @@ from .dataset import DATASETS, SegDataset, make_label_map
 __all__ = ['LIP', 'CIHP']
 
 # %% ../../nbs/data/40_human_parsing.ipynb #3acf1695
-_LIP_CLASS_NAMES = tuple('''Background Hat Hair Glove Sunglasses UpperClothes Dress Coat Socks Pants Jumpsuits Scarf Skirt Face
-    Left-arm Right-arm Left-leg Right-leg Left-shoe Right-shoe'''.split())
+_LIP_CLASS_NAMES = tuple('''Background Hat Hair Glove Sunglasses UpperClothes Dress Coat Socks Pants Jumpsuits
+    Scarf Skirt Face Left-arm Right-arm Left-leg Right-leg Left-shoe Right-shoe'''.split())
 _CIHP_CLASS_NAMES = tuple('Torso-skin' if c == 'Jumpsuits' else c for c in _LIP_CLASS_NAMES)
-_PALETTE = np.array([(0,0,0), (128,0,0), (255,0,0), (0,85,0), (170,0,51), (255,85,0), (0,0,85), (0,119,221), (85,85,0), (0,85,85),
-    (85,51,0), (52,86,128), (0,128,0), (0,0,255), (51,170,221), (0,255,255), (85,255,170), (170,255,85), (255,255,0), (255,170,0)], np.uint8)
+_PALETTE = np.array([(0,0,0), (128,0,0), (255,0,0), (0,85,0), (170,0,51), (255,85,0), (0,0,85), (0,119,221), (85,85,0),
+    (0,85,85), (85,51,0), (52,86,128), (0,128,0), (0,0,255), (51,170,221), (0,255,255), (85,255,170), (170,255,85),
+    (255,255,0), (255,170,0)], np.uint8)
 
 # %% ../../nbs/data/40_human_parsing.ipynb #5a5cae53
 def _swap_left_right(class_names: tuple[str, ...]) -> tuple[int, ...]:

@@ -28,14 +28,15 @@ class KITTI(SegDataset):
     how_to_get = ('Get the labels of Zhang et al., Sensor fusion for semantic segmentation of urban scenes, ICRA 2015 '
                   '(image_02/trn, image_02/test) and data_tracking_image_2.zip of cvlibs.net/datasets/kitti '
                   '(training/image_02), in one folder.')
-    info = DatasetInfo('kitti', tuple('building sky road vegetation sidewalk car pedestrian cyclist signage fence'.split()),
+    info = DatasetInfo('kitti',
+        tuple('building sky road vegetation sidewalk car pedestrian cyclist signage fence'.split()),
         np.array([(153,0,0), (0,51,102), (160,160,160), (0,102,0), (255,228,196), (255,200,50), (255,153,255),
                   (204,153,255), (130,255,255), (193,120,87)], np.uint8))
     n_labels, label_map = 11, make_label_map(range(1, 11))
 
     def list_pairs(self, split: str) -> list[tuple[Path, Path]]:
         masks = self.list_files(self.path/'image_02'/dict(train='trn', val='test')[split], '[0-9]*/[0-9]*.mat')
-        def image(m):
+        def image(m: Path) -> Path:
             run, number = number_in_name(m, m.parent.name), number_in_name(m, m.stem)
             return self.path/'training'/'image_02'/f'{run:04}'/f'{number:06}.png'
         return [(self.require(f'picture of {m.parent.name}/{m.name}', image(m)), m) for m in masks]

@@ -63,12 +63,12 @@ class VOC2012(_VOCDevkit):
     optional_splits = 'trainaug', 'trainvalaug'
     n_labels, info, label_map = 21, DatasetInfo('voc2012', VOC_CLASS_NAMES, voc_palette()), make_label_map(range(21))
     how_to_get = ('Get VOCtrainval_11-May-2012.tar from host.robots.ox.ac.uk/pascal/VOC/voc2012, it unpacks to '
-                  'VOCdevkit/VOC2012; for the splits with aug also benchmark.tgz from home.bharathh.info/pubs/codes/SBD, '
-                  'it unpacks to benchmark_RELEASE: beside VOCdevkit, or given as sbd.')
+                  'VOCdevkit/VOC2012; for the splits with aug also benchmark.tgz from '
+                  'home.bharathh.info/pubs/codes/SBD, it unpacks to benchmark_RELEASE: beside VOCdevkit, or given as sbd.')
 
     def __init__(self,
         path: str | Path,  # the folder VOC2012, VOCdevkit, or the one above
-        sbd: str | Path | None = None,  # the folder of SBD, or above; if not given, SegmentationClassAug, or SBD in `path`
+        sbd: str | Path | None = None,  # folder of SBD, or above; if not given, SegmentationClassAug, or SBD in `path`
     ) -> None:
         super().__init__(path)
         self.sbd = sbd
@@ -95,11 +95,13 @@ class VOC2012(_VOCDevkit):
         return _sbd_labels(mask) if mask.suffix == '.mat' else load_mask(mask)
 
 # %% ../../nbs/data/34_pascal.ipynb #28e67eb9
-CONTEXT_LABELS = dict(aeroplane=2, bag=9, bed=18, bedclothes=19, bench=22, bicycle=23, bird=25, boat=31, book=33, bottle=34, building=44,
-    bus=45, cabinet=46, car=59, cat=65, ceiling=68, chair=72, cloth=80, computer=85, cow=98, cup=104, curtain=105, dog=113, door=115,
-    fence=144, floor=158, flower=159, food=162, grass=187, ground=189, horse=207, keyboard=220, light=232, motorbike=258, mountain=259,
-    mouse=260, person=284, plate=295, platform=296, pottedplant=308, road=324, rock=326, sheep=347, shelves=349, sidewalk=354, sign=355,
-    sky=360, snow=366, sofa=368, table=397, track=415, train=416, tree=420, truck=424, tvmonitor=427, wall=440, water=445, window=454, wood=458)
+CONTEXT_LABELS = dict(
+    aeroplane=2, bag=9, bed=18, bedclothes=19, bench=22, bicycle=23, bird=25, boat=31, book=33, bottle=34, building=44,
+    bus=45, cabinet=46, car=59, cat=65, ceiling=68, chair=72, cloth=80, computer=85, cow=98, cup=104, curtain=105,
+    dog=113, door=115, fence=144, floor=158, flower=159, food=162, grass=187, ground=189, horse=207, keyboard=220,
+    light=232, motorbike=258, mountain=259, mouse=260, person=284, plate=295, platform=296, pottedplant=308, road=324,
+    rock=326, sheep=347, shelves=349, sidewalk=354, sign=355, sky=360, snow=366, sofa=368, table=397, track=415,
+    train=416, tree=420, truck=424, tvmonitor=427, wall=440, water=445, window=454, wood=458)
 _FROM_459 = np.zeros(460, np.uint8)  # label in the .mat files → 0 background, 1 to 59 the classes
 _FROM_459[list(CONTEXT_LABELS.values())] = range(1, 60)
 
@@ -109,7 +111,8 @@ def _check_names(file: Path) -> None:
     lines = read_lines(file)
     with reading(file, 'list of labels'): words = dict(''.join(line.split()).split(':') for line in lines)
     for name, k in CONTEXT_LABELS.items():
-        if words.get(str(k)) != name: raise ValueError(f"{file}: label {k} is '{words.get(str(k))}', expected '{name}'")
+        word = words.get(str(k))
+        if word != name: raise ValueError(f"{file}: label {k} is '{word}', expected '{name}'")
 
 # %% ../../nbs/data/34_pascal.ipynb #27ee05f9
 def _context_labels(path: Path) -> np.ndarray:
@@ -144,7 +147,8 @@ class PascalContext(_VOCDevkit):
 
     def _folders(self) -> tuple[Path, Path]:
         "Those of the masks and of the lists"
-        if (png := self.voc/'SegmentationClassContext').exists(): return png, self.voc/'ImageSets'/'SegmentationContext'
+        png = self.voc/'SegmentationClassContext'
+        if png.exists(): return png, self.voc/'ImageSets'/'SegmentationContext'
         above = self.voc.resolve().parent
         home = next((p for p in (self.path, self.voc, above, above.parent) if (p/'trainval').exists()), self.path)
         masks = self.require('masks', home/'trainval')

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/data/01_scenes.ipynb #f212b909
 from __future__ import annotations
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from math import inf
 import numpy as np
@@ -23,7 +24,7 @@ GROUPS = dict(local=tuple(range(9)), cooccurrence=FAMILIES[0], regions=FAMILIES[
 SCENES_INFO = DatasetInfo('scenes', CLASS_NAMES, PALETTE, groups=GROUPS)
 
 # %% ../../nbs/data/01_scenes.ipynb #fa645063
-def _cooccurrence(c, rng, answer):
+def _cooccurrence(c: Canvas, rng: np.random.Generator, answer: int) -> None:
     horizon = between(rng, 20, 34)
     sky(c, rng); hills(c, rng, horizon + 2, between(rng, 7, 14))
     tint = rgb(28, 84, 128) + rng.random(dtype=f4)*rgb(18, 52, -4)
@@ -36,7 +37,7 @@ def _cooccurrence(c, rng, answer):
 # %% ../../nbs/data/01_scenes.ipynb #ad800833
 _PAIRS = ((0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1))  # left and right: 0 pasture, 1 cropland, 2 fallow
 
-def _regions(c, rng, answer):
+def _regions(c: Canvas, rng: np.random.Generator, answer: int) -> None:
     horizon = between(rng, 14, 20)
     sky(c, rng); hills(c, rng, horizon + 2, between(rng, 5, 9))
     middle, slope = between(rng, 38, 58), between(rng, -.12, .12)
@@ -47,7 +48,8 @@ def _regions(c, rng, answer):
     ploughed = .7*wave(c.y/5 + .02*abs(c.x - 48) + .5*rows) + .5*rows + .4*grain
     for k, (tint, kind) in enumerate(zip(tints, _PAIRS[answer])):
         green = rgb(96, 150, 62) + abs(2*tint - 1)*rgb(96, 24, 14) + (tint > .5)*rgb(-22, -30, 22)
-        c.paint(both(c.y - horizon, (c.x - edge)*(2*k - 1)), texture(green, ploughed, plane((13, 13, 9))), LABEL['pasture'] + kind, k + 1)
+        c.paint(both(c.y - horizon, (c.x - edge)*(2*k - 1)), texture(green, ploughed, plane((13, 13, 9))),
+                LABEL['pasture'] + kind, k + 1)
     c.paint(both(3 + .8*rows - abs(c.x - edge), c.y - horizon), texture((44, 84, 46), grain + rows, 14), LABEL['land'])
     for k, kind in enumerate(_PAIRS[answer]):
         y, bank = between(rng, horizon + 14, 85), middle + slope*(71 - 55)
@@ -55,7 +57,7 @@ def _regions(c, rng, answer):
         if kind < 2: (cow, tractor)[kind](c.around(x, y, 16, 1.25), k + 1)
 
 # %% ../../nbs/data/01_scenes.ipynb #4e4a1f84
-def _position(c, rng, answer):
+def _position(c: Canvas, rng: np.random.Generator, answer: int) -> None:
     heights = between(rng, 20, 44), between(rng, 54, 76)
     tint, slope = vary(rng, (214, 184, 136), 16), between(rng, -.08, .08)
     ripples = wave((c.x + 14*noise(rng, c, 24))/9 + .35*noise(rng, c, 6))
@@ -71,7 +73,7 @@ def _position(c, rng, answer):
     c.paint(4.6 - abs(c.y - middle), planks, LABEL['boardwalk'], 0, 1)
 
 # %% ../../nbs/data/01_scenes.ipynb #f0aabfa1
-def _room(c, rng, top):
+def _room(c: Canvas, rng: np.random.Generator, top: float) -> None:
     x0, width, stripe = between(rng, 10, 30), between(rng, 22, 30), between(rng, 7, 11)
     glass, middle = box(c, x0, x0 + width, 8, top - 12), x0 + width/2
     paper = texture(vary(rng, (206, 188, 164), 26), np.sign(wave(c.x/stripe)) + .4*speckle(rng, c), 7)
@@ -85,7 +87,7 @@ def _room(c, rng, top):
     c.paint(top + 1 - c.y + 0*c.x, c.image.copy(), LABEL['wall'])
 
 # %% ../../nbs/data/01_scenes.ipynb #471c0e47
-def _category(c, rng, answer):
+def _category(c: Canvas, rng: np.random.Generator, answer: int) -> None:
     background, floor = rng.spawn(2)
     top = between(rng, 40, 48)
     if answer == 0: _room(c, background, top)
@@ -101,7 +103,7 @@ def _category(c, rng, answer):
 # %% ../../nbs/data/01_scenes.ipynb #a62f8016
 _WARM = rgb(1, .12, -1)  # the axis from cold to warm light
 
-def _houses(c, rng, level, contrast, label):
+def _houses(c: Canvas, rng: np.random.Generator, level: float, contrast: float, label: int) -> None:
     bumps, grain, x = noise(rng, c, 6), speckle(rng, c), between(rng, -12, 2)
     while x < 96:
         width, roof, course = between(rng, 24, 38), between(rng, 8, 15), between(rng, 5, 6.5)
@@ -114,13 +116,13 @@ def _houses(c, rng, level, contrast, label):
         for i in range(6): _window(c.around(x + width*(.3 + .4*(i % 2)), roof + 11 + 19*(i//2), 8))
         x += width
 
-def _window(c):
+def _window(c: Canvas) -> None:
     if min(c.mask.shape) < 2: return
     c.paint(box(c, -2.8, 2.8, -4, 4), (58, 54, 62))
     c.paint(box(c, -3.6, 3.6, 4, 5.2), (92, 84, 80))
 
 # %% ../../nbs/data/01_scenes.ipynb #e968edfb
-def _prototypes(c, rng, answer):
+def _prototypes(c: Canvas, rng: np.random.Generator, answer: int) -> None:
     level, haze, contrast = between(rng, -1, 1), between(rng, .7, 1), between(rng, .6, 1.3)
     light = 26*(level - f4(.7)*(1 - answer))*plane(_WARM)
     sky(c, rng)
@@ -143,25 +145,38 @@ class Scene:
         seed: tuple[int, int],  # seed of the data set, index of the scene
         size: int = 96,    # side, pixels
         answer: int = 0,   # what the ambiguous pixels cannot see
-    ):
+    ) -> None:
         self.kind, self.seed, self.size, self.answer = kind, tuple(seed), size, answer
 
     @property
-    def n_answers(self): return KINDS[self.kind][1]
+    def n_answers(self) -> int: return KINDS[self.kind][1]
 
     @cached_property
-    def canvas(self):
+    def canvas(self) -> Canvas:
         c = Canvas.blank(self.size)
         KINDS[self.kind][0](c, np.random.default_rng(self.seed), self.answer)
         return c
 
     @cached_property
-    def image(self): return np.clip(self.canvas.image + f4(.5), 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    def image(self) -> np.ndarray: return np.clip(self.canvas.image + f4(.5), 0, 255).astype(np.uint8).transpose(1, 2, 0)
 
     @property
-    def mask(self): return self.canvas.mask
+    def mask(self) -> np.ndarray: return self.canvas.mask
 
-    def counterfactual(self, answer: int | None = None):  # -> Scene
+    @cached_property
+    def distance(self) -> np.ndarray:
+        """(size, size) float: radius of the smallest window around each pixel that sees the evidence
+
+        0 where none is needed, inf where there is none"""
+        from scipy.ndimage import distance_transform_cdt
+        region, evidence = self.canvas.region, self.canvas.evidence
+        out = np.zeros(region.shape)
+        for r in np.unique(region[region > 0]):
+            seen = distance_transform_cdt(evidence != r, 'chessboard') if (evidence == r).any() else inf
+            out = np.where(region == r, seen, out)
+        return out
+
+    def counterfactual(self, answer: int | None = None) -> Scene:
         "The same scene with another answer, the next one where none is given"
         return Scene(self.kind, self.seed, self.size, (self.answer + 1) % self.n_answers if answer is None else answer)
 
@@ -174,15 +189,16 @@ class ContextScenes:
         n: int,           # number of scenes
         size: int = 96,   # side, pixels; 32 at least
         seed: int = 0,    # 0 or more: another seed, other scenes
-        kinds=None,       # names from `KINDS`, one or several; all where not given
-    ):
+        kinds: str | Iterable[str] | None = None,  # names from `KINDS`, one or several; all where not given
+    ) -> None:
         self.kinds = tuple(KINDS) if kinds is None else (kinds,) if isinstance(kinds, str) else tuple(kinds)
-        if unknown := [k for k in self.kinds if k not in KINDS]: raise ValueError(f'no such kind of scene: {unknown[0]!r}; there are {", ".join(KINDS)}')
+        if unknown := [k for k in self.kinds if k not in KINDS]:
+            raise ValueError(f'no such kind of scene: {unknown[0]!r}; there are {", ".join(KINDS)}')
         if n < 0: raise ValueError(f'expected 0 scenes or more, found {n}')
         if size < 32: raise ValueError(f'scenes need a size of at least 32 pixels, not {size}')
         self.n, self.size, self.seed = n, size, seed
 
-    def __len__(self): return self.n
+    def __len__(self) -> int: return self.n
 
     def scene(self, i: int) -> Scene:
         "Scene number `i`; `IndexError` outside 0..n-1"
@@ -190,22 +206,9 @@ class ContextScenes:
         answer, k = divmod(i, len(self.kinds))
         return Scene(self.kinds[k], (self.seed, i), self.size, answer % KINDS[self.kinds[k]][1])
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         scene = self.scene(i)
         return scene.image, scene.mask
-
-# %% ../../nbs/data/01_scenes.ipynb #bca582dc
-def _distance(scene) -> np.ndarray:
-    "(size, size) float: radius of the smallest window around each pixel that sees the evidence; 0 where none is needed, inf where there is none"
-    from scipy.ndimage import distance_transform_cdt
-    region, evidence = scene.canvas.region, scene.canvas.evidence
-    out = np.zeros(region.shape)
-    for r in np.unique(region[region > 0]):
-        seen = distance_transform_cdt(evidence != r, 'chessboard') if (evidence == r).any() else inf
-        out = np.where(region == r, seen, out)
-    return out
-
-Scene.distance = cached_property(_distance); Scene.distance.__set_name__(Scene, 'distance')
 
 # %% ../../nbs/data/01_scenes.ipynb #9ce50dba
 def through_grid(
@@ -213,14 +216,17 @@ def through_grid(
     n_classes: int,    # K
     stride: int = 4,   # pixels a grid cell
 ) -> np.ndarray:  # (H, W) labels
-    "About the best mask that a network of this output stride can give: shares of each cell as logits, interpolated, the largest wins"
-    shares = F.avg_pool2d(F.one_hot(torch.as_tensor(mask).long(), n_classes).permute(2, 0, 1)[None].float(), stride, ceil_mode=True)
+    """About the best mask that a network of this output stride can give
+
+    Shares of each cell as logits, interpolated; the largest wins"""
+    hot = F.one_hot(torch.as_tensor(mask).long(), n_classes).permute(2, 0, 1)[None].float()
+    shares = F.avg_pool2d(hot, stride, ceil_mode=True)
     logits = (shares + .05).log() - .1*shares.mean((2, 3), keepdim=True).clamp(min=1e-4).log()
     return F.interpolate(logits, mask.shape, mode='bilinear', align_corners=False)[0].argmax(0).numpy()
 
 # %% ../../nbs/data/01_scenes.ipynb #654c0d41
 def window_confusions(
-    scenes,            # of `Scene`
+    scenes: Sequence[Scene],
     radius: float,     # of the window, pixels
     stride: int = 4,   # of the output grid, pixels
 ) -> np.ndarray:  # (2, K, K) counts, rows truth, columns answer: pixels that must guess, pixels that know
@@ -231,14 +237,14 @@ def window_confusions(
         for j in (0, 1): cms[j] += np.bincount((scene.mask.astype(int)*k + answer)[know == j], minlength=k*k)
     return cms.reshape(2, k, k)
 
-def _iou(cm):
+def _iou(cm: np.ndarray) -> np.ndarray:
     "IoU of each class, nan for a class that does not occur"
     union = cm.sum(0) + cm.sum(1) - np.diag(cm)
     return np.where(union > 0, np.diag(cm), np.nan)/np.maximum(union, 1)
 
 # %% ../../nbs/data/01_scenes.ipynb #2eefc13c
 def ceiling(
-    scenes,               # of `Scene`
+    scenes: Sequence[Scene],
     radius: float = inf,  # of the window, pixels; inf: the whole picture
     stride: int = 4,      # of the output grid, pixels
 ) -> dict[str, float]:    # mean IoU of every group, and of all classes as 'all'
@@ -247,10 +253,10 @@ def ceiling(
     best = _iou(know + guess)
     for family in map(list, FAMILIES):
         strategies = [q for q in np.ndindex(*(11,)*len(family)) if sum(q) == 10]
-        def score(q):
+        def score(q: tuple[int, ...]) -> np.ndarray:
             cm = know + guess
             cm[:, family] = know[:, family] + guess[:, family].sum(1, keepdims=True)*np.array(q)/10
             return _iou(cm)[family]
         best[family] = max(map(score, strategies), key=np.nanmean) if guess[:, family].any() else best[family]
-    def mean(ious): return float(np.nanmean(ious)) if not np.isnan(ious).all() else float('nan')
+    def mean(ious: np.ndarray) -> float: return float(np.nanmean(ious)) if not np.isnan(ious).all() else float('nan')
     return {name: mean(best[list(labels)]) for name, labels in GROUPS.items()} | {'all': mean(best)}

@@ -16,8 +16,8 @@ __all__ = ['SIFTFlow']
 # %% ../../nbs/data/38_siftflow.ipynb #4dc2eea2
 _SPATIAL = 'spatial_envelope_256x256_static_8outdoorcategories'
 _CLASS_NAMES = tuple((
-    'awning balcony bird boat bridge building bus car cow crosswalk desert door fence field grass moon mountain person plant '
-    'pole river road rock sand sea sidewalk sign sky staircase streetlight sun tree window').split())
+    'awning balcony bird boat bridge building bus car cow crosswalk desert door fence field grass moon mountain person '
+    'plant pole river road rock sand sea sidewalk sign sky staircase streetlight sun tree window').split())
 
 # %% ../../nbs/data/38_siftflow.ipynb #850ccf9e
 @DATASETS.register('siftflow')

@@ -5,7 +5,7 @@
 # %% ../../nbs/data/44_transforms.ipynb #e9b2a749
 from __future__ import annotations
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 import numpy as np
 import torch
@@ -19,50 +19,52 @@ from ..core import IGNORE, IMAGENET_STATS
 from .dataset import as_rgb, check_mask
 
 # %% auto #0
-__all__ = ['FILL', 'PAPER_AUGMENT', 'Labels', 'Cut', 'FlipPair', 'random_view', 'Augment', 'ShorterSide']
+__all__ = ['FILL', 'PAPER_AUGMENT', 'Labels', 'RandomScaledCrop', 'RandomFlip', 'compose_augmentation', 'Augment',
+           'ResizeShorterSide']
 
 # %% ../../nbs/data/44_transforms.ipynb #c8755774
 class Labels(tv_tensors.Mask): "A mask (1, H, W) that takes the label whose centre is nearest when resized"
 
 @F.register_kernel(F.resize, Labels)
-def _resize_labels(mask, size, **kwargs):
+def _resize_labels(mask: Labels, size: list[int], **kwargs: Any) -> Labels:
     moved = F.resize_image(mask.as_subclass(torch.Tensor), size, interpolation=v2.InterpolationMode.NEAREST_EXACT)
     return tv_tensors.wrap(moved, like=mask)
 
 # %% ../../nbs/data/44_transforms.ipynb #07c3e1cf
-def _part(n, m, s):
+def _part(n: int, m: int, s: float) -> tuple[int, int, int]:
     "Of `n` pixels, a random part that has `m` once scaled by `s`: its start, its length, its length once scaled"
     w = math.ceil(m/s)
     if w > n: return 0, n, max(1, round(n*s))
     return torch.randint(n - w + 1, ()).item(), w, m
 
 # %% ../../nbs/data/44_transforms.ipynb #aa6c7f5f
-class Cut(v2.Transform):
+class RandomScaledCrop(v2.Transform):
     "A random part of a picture that has `size` once rescaled by a random factor; of a picture that is too small, all"
     def __init__(self,
         size: tuple[int, int],       # H, W, pixels
         scale: tuple[float, float],  # smallest and largest factor, drawn uniformly
-    ):
+    ) -> None:
         super().__init__()
         self.size, self.scale = size, scale
 
-    def make_params(self, flat_inputs):
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         s = torch.empty(()).uniform_(*self.scale).item()
         y, x = (_part(n, m, s) for n, m in zip(v2.query_size(flat_inputs), self.size))
         return dict(crop=(y[0], x[0], y[1], x[1]), size=[y[2], x[2]])
 
-    def transform(self, inpt, params): return F.resize(F.crop(inpt, *params['crop']), params['size'])
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return F.resize(F.crop(inpt, *params['crop']), params['size'])
 
 # %% ../../nbs/data/44_transforms.ipynb #2a74196f
-def _box(size, degrees):
+def _box(size: tuple[int, int], degrees: float) -> tuple[int, int]:
     "Height and width of a box that holds a crop of `size` tilted by up to `degrees`, with equal margins"
-    def side(a, b):
+    def side(a: int, b: int) -> int:
         t = min(math.radians(degrees), math.atan2(b, a))
         return a + 2*math.ceil((a*math.cos(t) + b*math.sin(t) - a + 1)/2) if degrees else a
     return side(*size), side(*size[::-1])
 
 # %% ../../nbs/data/44_transforms.ipynb #63de9af4
-class FlipPair(v2.RandomHorizontalFlip):
+class RandomFlip(v2.RandomHorizontalFlip):
     """Left to right with probability `p`; labels become those of the flipped picture
 
     Raises `ValueError` where `flip_labels` is not its own inverse"""
@@ -86,7 +88,7 @@ class FlipPair(v2.RandomHorizontalFlip):
 # %% ../../nbs/data/44_transforms.ipynb #02b2cae2
 FILL = {tv_tensors.Image: [round(255*m) for m in IMAGENET_STATS[0]], Labels: IGNORE}  # colour and label of padding
 
-def random_view(
+def compose_augmentation(
     size: tuple[int, int],  # H, W, pixels
     scale: tuple[float, float], rotate: float, flip: float, jitter: float,
     flip_labels: Sequence[int] | None,  # as in `Augment`
@@ -95,10 +97,11 @@ def random_view(
     box, fill = _box(size, rotate), dict(FILL)
     colour = [v2.ToPILImage(), v2.ColorJitter(jitter/4, jitter, jitter, jitter/10), v2.ToImage()] if jitter else []
     tilt = [v2.RandomRotation(rotate, v2.InterpolationMode.BILINEAR, fill=fill), v2.CenterCrop(size)] if rotate else []
-    return v2.Compose([Cut(box, scale), *colour, v2.RandomCrop(box, pad_if_needed=True, fill=fill), *tilt, FlipPair(flip, flip_labels)])
+    return v2.Compose([RandomScaledCrop(box, scale), *colour, v2.RandomCrop(box, pad_if_needed=True, fill=fill), *tilt,
+                       RandomFlip(flip, flip_labels)])
 
 # %% ../../nbs/data/44_transforms.ipynb #076c4ec9
-def _like(old, a):
+def _like(old: Any, a: np.ndarray) -> Any:
     "Bytes (H, W) or (H, W, 3) as the kind of array or PIL image that `old` is"
     if isinstance(old, np.ndarray): return a
     new = Image.fromarray(a)
@@ -109,13 +112,16 @@ def _like(old, a):
 # %% ../../nbs/data/44_transforms.ipynb #cdca938f
 class _PairTransform(ItemTransform):
     "`self.views` on pairs of picture and mask"
+    views: Callable  # (`tv_tensors.Image` (3, H, W) uint8, `Labels` (1, H, W)) → the same, changed
+
     def view(self,
-        image,  # PIL image, or uint8 array (H, W, 3)
-        mask,   # PIL image, or integer array (H, W)
+        image: Any,  # PIL image, or uint8 array (H, W, 3)
+        mask: Any,   # PIL image, or integer array (H, W)
     ) -> tuple:  # the same types
         "One view of both. Raises `ValueError` where their sizes differ, or labels are no bytes"
         rgb = as_rgb(image)
-        labels = check_mask(np.array(mask), 256, getattr(mask, 'origin', 'the mask'), rgb.shape[:2], getattr(image, 'origin', 'its image'))
+        origin = getattr(mask, 'origin', 'the mask')
+        labels = check_mask(np.array(mask), 256, origin, rgb.shape[:2], getattr(image, 'origin', 'its image'))
         x, y = self.views(F.to_image(rgb), Labels(labels[None]))
         return _like(image, x.permute(1, 2, 0).numpy()), _like(mask, y[0].numpy())
 
@@ -134,10 +140,11 @@ class Augment(_PairTransform):
         flip_labels: Sequence[int] | None = None,  # (K,) the label that each label has in a flip; the same where not given
     ) -> None:
         size = (size, size) if isinstance(size, int) else tuple(size)
-        for name, ok in dict(size=len(size) == 2 and min(size) >= 1, scale=0 < scale[0] <= scale[1], rotate=0 <= rotate <= 45,
-                             flip=0 <= flip <= 1, jitter=0 <= jitter <= 1).items():
+        possible = dict(size=len(size) == 2 and min(size) >= 1, scale=0 < scale[0] <= scale[1], rotate=0 <= rotate <= 45,
+                        flip=0 <= flip <= 1, jitter=0 <= jitter <= 1)
+        for name, ok in possible.items():
             if not ok: raise ValueError(f'{name}: {locals()[name]} is out of range')
-        self.views = random_view(size, scale, rotate, flip, jitter, flip_labels)
+        self.views = compose_augmentation(size, scale, rotate, flip, jitter, flip_labels)
 
 # %% ../../nbs/data/44_transforms.ipynb #c0fadcb6
 PAPER_AUGMENT = dict(
@@ -148,10 +155,10 @@ PAPER_AUGMENT = dict(
     guided=dict(scale=(1., 1.), rotate=0, flip=0.))
 
 # %% ../../nbs/data/44_transforms.ipynb #1df41407
-class ShorterSide(_PairTransform):
+class ResizeShorterSide(_PairTransform):
     "Validation pictures and their masks with a shorter side of `n` pixels (Jin et al. 2021, section 4.1)"
     split_idx = 1
     def __init__(self,
         n: int,  # pixels
-    ):
+    ) -> None:
         self.views = v2.Resize(n)

@@ -4,43 +4,45 @@
 
 # %% ../../nbs/data/46_verify.ipynb #77d3d69a
 from __future__ import annotations
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
+from pathlib import Path
 import numpy as np
 from ..core import IGNORE, progress as progress_bar
 from .dataset import SegDataset, check_mask, image_size, missing_classes
 
 # %% auto #0
-__all__ = ['FAULTS', 'SplitReport', 'CheckReport', 'check_dataset', 'print_report']
+__all__ = ['FAULTS', 'SplitReport', 'DatasetReport', 'verify_dataset', 'print_report']
 
 # %% ../../nbs/data/46_verify.ipynb #54d05727
-def _listed(ds, split):
+def _list_split(ds: SegDataset, split: str) -> tuple[list[tuple[Path, Path]], dict]:
     "(image, mask) pairs of a split, whether they are there or not, and what is missing: path → text"
     missing, walker = {}, copy(ds)
-    def need(what, path):
+    def note(what: str, path: Path) -> Path:
         if not path.exists(): missing[path] = f'no {what} at {path}'
         return path
-    walker.require = need
+    walker.require = note
     try: return walker.split(split), missing
     except (OSError, ValueError) as e: return [], missing or {split: str(e)}
 
 # %% ../../nbs/data/46_verify.ipynb #b2b0b1b6
-def _shape(ds, image):
+def _shape(ds: SegDataset, image: Path) -> tuple[int, int]:
     "(height, width) of a picture that is all there; where a data set reads pictures in its own way, as it does"
     return image_size(image) if type(ds).read is SegDataset.read else ds.read(image).shape[:2]
 
 # %% ../../nbs/data/46_verify.ipynb #654a8550
 @contextmanager
-def _noted(faults, kind):
+def _noted(faults: list[tuple[str, str]], kind: str) -> Iterator[None]:
     "Errors of files as (kind, text) in the list `faults`"
     try: yield
     except FileNotFoundError as e: faults.append(('missing', str(e)))
     except (OSError, ValueError) as e: faults.append((kind, str(e)))
 
 # %% ../../nbs/data/46_verify.ipynb #51bdee8a
-def _inspect(ds, image, mask):
+def _inspect(ds: SegDataset, image: Path | None, mask: Path | None) -> tuple[list[tuple[str, str]], np.ndarray]:
     "(kind, text) of the faults of a pair, None for what is missing, and (256,) pixels of each label of the data set"
     faults, shape, raw, pixels = [], None, None, np.zeros(256, np.uint32)
     with _noted(faults, 'unreadable'): shape = image and _shape(ds, image)
@@ -70,8 +72,8 @@ class SplitReport:
 
 # %% ../../nbs/data/46_verify.ipynb #23216709
 @dataclass
-class CheckReport:
-    "What `check_dataset` found"
+class DatasetReport:
+    "What `verify_dataset` found"
     ds: SegDataset
     splits: dict[str, SplitReport]
     absent: list[str]       # optional splits that are not there
@@ -82,7 +84,7 @@ class CheckReport:
         return list(dict.fromkeys(line for s in self.splits.values() for lines in s.faults.values() for line in lines))
 
 # %% ../../nbs/data/46_verify.ipynb #9853ba65
-def _report(ds, split, pairs, missing, found):
+def _report(ds: SegDataset, split: str, pairs: list, missing: dict, found: dict) -> SplitReport:
     "The `SplitReport` of `pairs`, of which those in `found` were looked at"
     seen, K = [found[p] for p in pairs if p in found], ds.info.n_classes
     noted = [fault for faults, _ in seen for fault in faults]
@@ -96,21 +98,21 @@ def _report(ds, split, pairs, missing, found):
     return SplitReport(len(pairs), official, len(seen), {k: f for k, f in faults.items() if f}, pixels[:K], pictures[:K], int(pixels[IGNORE]))
 
 # %% ../../nbs/data/46_verify.ipynb #769a44d4
-def _some(pairs, n):
+def _some(pairs: list, n: int | None) -> list:
     "`n` of them, evenly spaced"
     return pairs if n is None or n >= len(pairs) else [pairs[i] for i in np.linspace(0, len(pairs) - 1, n).astype(int)]
 
 # %% ../../nbs/data/46_verify.ipynb #b75310df
-def check_dataset(
+def verify_dataset(
     ds: SegDataset,
-    n: int | None = None,   # pairs of each split to look at, evenly spaced; all where not given. Missing files are found in any case
+    n: int | None = None,   # pairs of each split to look at, evenly spaced; all where not given. Missing files are found anyway
     progress: bool = True,  # a progress bar?
-    splits: list | None = None,  # names; where not given all of the data set, without optional ones that are not there
-) -> CheckReport:
+    splits: Sequence[str] | None = None,  # names; where not given all, without optional ones that are not there
+) -> DatasetReport:
     "All that is wrong with the files of a data set, and how often each class occurs. Raises `ValueError` for an unknown split"
     unknown = [s for s in splits or () if s not in ds.splits]
     if unknown: raise ValueError(f"{ds.name}: unknown split '{unknown[0]}', expected one of {', '.join(ds.splits)}")
-    listed = {s: _listed(ds, s) for s in splits or ds.splits}
+    listed = {s: _list_split(ds, s) for s in splits or ds.splits}
     absent = [s for s, (pairs, _) in listed.items() if not splits and s in ds.optional_splits and not pairs]
     listed = {s: found for s, found in listed.items() if s not in absent}
     missing = {p for _, m in listed.values() for p in m}
@@ -119,10 +121,10 @@ def check_dataset(
     with ThreadPoolExecutor() as pool:
         looks = pool.map(look, todo)
         found = [*(progress_bar(looks, 'pictures', len(todo)) if progress and todo else looks)]
-    return CheckReport(ds, {s: _report(ds, s, *l, dict(zip(todo, found))) for s, l in listed.items()}, absent)
+    return DatasetReport(ds, {s: _report(ds, s, *l, dict(zip(todo, found))) for s, l in listed.items()}, absent)
 
 # %% ../../nbs/data/46_verify.ipynb #9e399be6
-def _lines(report, most):
+def _lines(report: DatasetReport, most: int) -> Iterator[str]:
     ds, K = report.ds, report.ds.info.n_classes
     yield f'{ds.name} at {ds.path}: {K} classes'
     for name, s in report.splits.items():
@@ -140,8 +142,8 @@ def _lines(report, most):
 
 # %% ../../nbs/data/46_verify.ipynb #7f31b881
 def print_report(
-    report: CheckReport,
+    report: DatasetReport,
     most: int = 10,  # lines of each kind of fault
-):
+) -> None:
     "What was found, in words; the last line is OK or the number of faults"
     print('\n'.join(_lines(report, most)))

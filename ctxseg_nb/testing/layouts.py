@@ -67,7 +67,8 @@ def _write_coco_stuff164k(path: Path) -> None:
     for split, ids in dict(train=(9, 25), val=(139, 285)).items():
         for i in ids:
             image, mask = (path/kind/f'{split}2017'/f'{i:012}' for kind in ('images', 'annotations'))
-            write_pair(image.with_suffix('.jpg'), mask.with_suffix('.png'), [IGNORE, *(COCO_STUFF_NUMBERS - 1)], seed=i)
+            labels = [IGNORE, *(COCO_STUFF_NUMBERS - 1)]
+            write_pair(image.with_suffix('.jpg'), mask.with_suffix('.png'), labels, seed=i)
 
 # %% ../../nbs/testing/47_layouts.ipynb #e59c1be9
 def _rectangle(image: int, category: int, x0: int, y0: int, x1: int, y1: int) -> dict:
