@@ -43,7 +43,7 @@ def evaluate(
     predict: Callable,   # a `Predictor`, a model, or what else gives scores or labels of a picture or of a batch
     data: Iterable,      # a `SegDataset` (split 'val'); pairs of picture and mask, uint8; or batches of images and masks, tensors
     n_classes: int,      # K
-    change: Callable | None = None,   # scores (B, K, H, W), masks (B, H, W) → other scores: `oracle_classes` say
+    change: Callable | None = None,   # scores (B, K, H, W), masks (B, H, W) → other scores: `keep_true_classes` say
     observe: Callable | None = None,  # is told scores and masks, for what counts do not hold: calibration say
 ) -> np.ndarray:  # (n, K, 3): pixels right, predicted, true of each picture
     "Score a model at the full size of the masks. Raises `ValueError` for labels outside 0..K-1, sizes that differ, no picture"
