@@ -277,12 +277,12 @@ def train(
     steps: Count = None,      # of a recipe: stop after so many steps
     dry_run: bool = False,    # of a recipe: say what would run, its memory and steps; with a path, check the data
 ):
-    "Train a model, or follow a recipe; with torchrun or accelerate launch, on all processes, whose batches together have `bs` pictures"
+    "Train a model, or run a recipe; with torchrun or accelerate launch, on all processes, whose batches together have `bs` pictures"
     of_recipes = {name: 'it belongs to --recipe' for name in ('override', 'start', 'steps')}
     overrides = {name: f'change the recipe with --override {entry}=...' for name, entry in _ENTRIES.items()}
     if dry_run and not recipe: raise ValueError('--dry-run needs --recipe, the experiment that it is about')
-    if dry_run: return Mode(_plan, 'with --recipe and --dry-run', overrides)
-    return Mode(_follow, 'with --recipe', overrides) if recipe else Mode(_train, 'without --recipe', of_recipes)
+    if dry_run: return Mode(_dry_run, 'with --recipe and --dry-run', overrides)
+    return Mode(_run_recipe, 'with --recipe', overrides) if recipe else Mode(_train, 'without --recipe', of_recipes)
 
 # %% ../nbs/cli.ipynb #5e0c1a07
 def _check_model(model, backbone='tiny'):
@@ -310,7 +310,7 @@ def _train(data, path, model, backbone, weights, epochs, size, bs, lr, opt, head
 
 
 # %% ../nbs/cli.ipynb #a24e1279
-_ENTRIES = dict(data='data', model='model', backbone='backbone', epochs='epochs', size='crop', bs='batch', lr='lr', opt='opt', head_lr='head_lr',
+_ENTRIES = dict(data='data', model='model', backbone='backbone', epochs='epochs', size='crop', bs='bs', lr='lr', opt='opt', head_lr='head_lr',
                 weights='pretrained', min_photos='data_options')  # option of `train` → entry of a recipe
 
 def _recipe(name, override):
@@ -320,17 +320,16 @@ def _recipe(name, override):
     if wrong: raise ValueError(f'--override: expected name=value, found {wrong[0]}')
     return recipe(name, **dict(w.split('=', 1) for w in override or ()))
 
-def _plan(recipe, override, path):
-    from ctxseg_nb.experiments.dry_run import plan
-    print(plan(_recipe(recipe, override), path))
+def _dry_run(recipe, override, path):
+    from ctxseg_nb.experiments.dry_run import dry_run
+    print(dry_run(_recipe(recipe, override), path))
 
-def _follow(recipe, override, path, out, seed, resume, start, steps, workers, device):
-    from ctxseg_nb.experiments.runner import environment
-    from ctxseg_nb.experiments.run_recipe import follow
+def _run_recipe(recipe, override, path, out, seed, resume, start, steps, workers, device):
+    from ctxseg_nb.experiments.run_recipe import run_recipe
     r = _recipe(recipe, override)
     _train_on(device)
     if not path: raise ValueError(f'--recipe {recipe} needs --path, the folder of the data set {r.data}')
-    learn, figures = follow(r, path, out, seed, resume, steps, start, workers, dict(environment=environment()))
+    learn, figures = run_recipe(r, path, out, seed, resume, steps, start, workers)
     if figures is None: return
     if learn.recorder.losses: _curves(learn, f'{out}/curves.png')
     _print_figures(figures)

@@ -157,17 +157,17 @@ train --recipe {recipe} --path {context} --override epochs=-1 | epochs: expected
 train --recipe {recipe} --path {context} --override epochs=0 | epochs: expected 1 or more
 train --recipe {recipe} --path {context} --override epochs=1.5 | epochs: expected; 1.5
 train --recipe {recipe} --path {context} --override epochs= | epochs: expected
-train --recipe {recipe} --path {context} --override batch=0 | batch: expected; 0
-train --recipe {recipe} --path {context} --override batch=-2 | batch: expected; -2
+train --recipe {recipe} --path {context} --override bs=0 | bs: expected; 0
+train --recipe {recipe} --path {context} --override bs=-2 | bs: expected; -2
 train --recipe {recipe} --path {context} --override lr=0 | lr: expected; 0
 train --recipe {recipe} --path {context} --override lr=-1 | lr: expected; -1
 train --recipe {recipe} --path {context} --override lr=nan | lr: expected; nan
 train --recipe {recipe} --path {context} --override lr=inf | lr: expected; inf
 train --recipe {recipe} --path {context} --override head_lr=nan | head_lr: expected; nan
 train --recipe {recipe} --path {context} --override head_lr=-3 | head_lr: expected; -3
-train --recipe {recipe} --path {context} --override mom=1.5 | mom: expected; 1.5
-train --recipe {recipe} --path {context} --override mom=-1 | mom: expected; -1
-train --recipe {recipe} --path {context} --override wd=-1 | wd: expected; -1
+train --recipe {recipe} --path {context} --override momentum=1.5 | momentum: expected; 1.5
+train --recipe {recipe} --path {context} --override momentum=-1 | momentum: expected; -1
+train --recipe {recipe} --path {context} --override weight_decay=-1 | weight_decay: expected; -1
 train --recipe {recipe} --path {context} --override crop=0 | crop: expected; 0
 train --recipe {recipe} --path {context} --override crop=-3 | crop: expected; -3
 train --recipe {recipe} --path {context} --override crop=100000 | crop: expected; 100000
@@ -184,7 +184,7 @@ train --recipe {recipe} --path {context} --override flip=nan | flip: expected; n
 train --recipe {recipe} --path {context} --override jitter=-1 | jitter: expected; -1
 train --recipe {recipe} --path {context} --override rotate=-10 | rotate: expected; -10
 train --recipe {recipe} --path {context} --override rotate=400 | rotate: expected; 400
-train --recipe {recipe} --path {context} --override stride=0 | stride: expected; 0
+train --recipe {recipe} --path {context} --override output_stride=0 | output_stride: expected; 0
 train --recipe {recipe} --path {context} --override pairs_per_step=0 | pairs_per_step: expected; 0
 train --recipe {recipe} --path {context} --override side=0 | side: expected; 0
 train --recipe {recipe} --path {context} --override opt=adam | opt: expected sgd or adamw; 'adam'
@@ -194,22 +194,22 @@ train --recipe {recipe} --path {context} --override refine=crf | refine: expecte
 train --recipe {recipe} --path {context} --override mirrors=3 | mirrors: expected; '3'
 train --recipe {recipe} --path {context} --override windows=maybe | windows: expected; 'maybe'
 train --recipe {recipe} --path {context} --override pretrained=1 | pretrained: expected; '1'
-train --recipe {recipe} --path {context} --override options=3 | options: expected dict
-train --recipe {recipe} --path {context} --override options=[] | options: expected dict
-train --recipe {recipe} --path {context} --override "options={'foo':1}" pretrained=no backbone=tiny batch=2 | no option 'foo'
+train --recipe {recipe} --path {context} --override model_options=3 | model_options: expected dict
+train --recipe {recipe} --path {context} --override model_options=[] | model_options: expected dict
+train --recipe {recipe} --path {context} --override "model_options={'foo':1}" pretrained=no backbone=tiny bs=2 | no option 'foo'
 train --recipe {recipe} --path {context} --override "data_options={'foo':1}" | no option 'foo'
-train --recipe {recipe} --path {context} --override "options={1:2}" | options: expected
-train --recipe {recipe} --path {context} --override model=fnc pretrained=no batch=2 | unknown model 'fnc'
-train --recipe {recipe} --path {context} --override backbone=resnet81 pretrained=no batch=2 | unknown backbone 'resnet81'
-train --recipe {recipe} --path {context} --override data=imagenet | unknown data set 'imagenet'
-train --recipe {recipe} --path {context} --override train=training backbone=tiny | unknown split 'training'
-train --recipe {recipe} --path {context} --override valid=test backbone=tiny | unknown split 'test'
-train --recipe {recipe} --path {context} --override batch=64 backbone=tiny | 2 training; batch of 64
+train --recipe {recipe} --path {context} --override "model_options={1:2}" | model_options: expected
+train --recipe {recipe} --path {context} --override model=fnc pretrained=no bs=2 | unknown model 'fnc'
+train --recipe {recipe} --path {context} --override backbone=resnet81 pretrained=no bs=2 | unknown backbone 'resnet81'
+train --recipe {recipe} --path {context} --override data=imagenet | data: no data set 'imagenet'; there are
+train --recipe {recipe} --path {context} --override train_split=training backbone=tiny | unknown split 'training'
+train --recipe {recipe} --path {context} --override valid_split=test backbone=tiny | unknown split 'test'
+train --recipe {recipe} --path {context} --override bs=64 backbone=tiny | 2 training; batch of 64
 train --recipe {recipe} --path {context} --override after=encnet | needs start, the model file of encnet
 train --recipe {recipe} --path {context} --override miou=good | miou: expected; 'good'
 train --recipe {recipe} --path {context} --epochs 3 | --epochs does not apply with --recipe; --override epochs
 train --recipe {recipe} --path {context} --lr 3 | --lr does not apply with --recipe; --override lr
-train --recipe {recipe} --path {context} --bs 3 | --bs does not apply with --recipe; --override batch
+train --recipe {recipe} --path {context} --bs 3 | --bs does not apply with --recipe; --override bs
 train --recipe {recipe} --path {context} --size 3 | --size does not apply with --recipe; --override crop
 train --recipe {recipe} --path {context} --precision bf16 | --precision does not apply with --recipe
 train --recipe {recipe} --path {context} --accumulate 2 | --accumulate does not apply with --recipe
@@ -227,12 +227,12 @@ train --recipe {recipe} --dry-run --workers 2 | --workers does not apply with --
 train --recipe {recipe} --dry-run --path {none} | PASCAL Context: no folder at
 train --recipe {recipe} --dry-run --override crop=0 | crop: expected
 train --recipe {recipe} --dry-run --override model=fnc | unknown model 'fnc'
-train --recipe {recipe} --dry-run --override "options={'foo':1}" | foo
+train --recipe {recipe} --dry-run --override "model_options={'foo':1}" | foo
 train --recipe {recipe} --dry-run --override backbone=resnet81 | unknown backbone
 train --recipe {after} --path {context} | needs start, the model file of
-train --recipe {after} --path {context} --start {none} --override backbone=tiny batch=2 | none
-train --recipe {after} --path {context} --start {file} --override backbone=tiny batch=2 | file.txt
-train --recipe {after} --path {context} --start {model} --override backbone=tiny batch=2 | does not fit
+train --recipe {after} --path {context} --start {none} --override backbone=tiny bs=2 | none
+train --recipe {after} --path {context} --start {file} --override backbone=tiny bs=2 | file.txt
+train --recipe {after} --path {context} --start {model} --override backbone=tiny bs=2 | does not fit
 train --recipe {cifar} --path {folder} | cifar-10-batches-py
 train --recipe {cifar} --path {folder} --override crop=33 | expected other values of
 train --recipe {cifar} --path {folder} --override model=fcn | fcn

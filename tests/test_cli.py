@@ -117,7 +117,7 @@ def test_every_option_belongs_to_a_mode():
         assert set(options) <= taken | chosen and taken <= set(options), name
 
 
-@pytest.mark.parametrize('option', [o for o in inspect.signature(cli.train).parameters if o not in inspect.signature(cli._follow).parameters and o != 'dry_run'])
+@pytest.mark.parametrize('option', [o for o in inspect.signature(cli.train).parameters if o not in inspect.signature(cli._run_recipe).parameters and o != 'dry_run'])
 def test_options_that_a_recipe_does_not_use(option, tmp_path):
     how = cli._how(inspect.signature(cli.train).parameters[option].annotation)
     value = [] if 'action' in how else [how['choices'][0]] if 'choices' in how else ['3']

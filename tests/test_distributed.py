@@ -213,8 +213,8 @@ def test_place_in_the_batch_of_all_ranks(): assert run_on_ranks(places, 3) == [(
 
 # ---- the real command
 
-OVERRIDES = ('backbone=tiny', 'pretrained=False', 'batch=2', 'crop=96', 'scale=(1,1)', 'flip=0', 'jitter=0', 'refine=None', 'pairs_per_step=5000',
-             "options={'width':16,'block_width':8}")   # nothing is left to chance: what is random differs from rank to rank
+OVERRIDES = ('backbone=tiny', 'pretrained=False', 'bs=2', 'crop=96', 'scale=(1,1)', 'flip=0', 'jitter=0', 'refine=None', 'pairs_per_step=5000',
+             "model_options={'width':16,'block_width':8}")   # nothing is left to chance: what is random differs from rank to rank
 
 def train_losses(tmp_path, data, *launcher):
     "Losses in training and validation that the recipe's first epochs print"

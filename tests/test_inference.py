@@ -14,11 +14,11 @@ from ctxseg_nb.evaluation.tta import tta_predictions
 from ctxseg_nb.evaluation.evaluator import evaluate, read_split, write_report
 from ctxseg_nb.evaluation.sliding_window import Predictor, needs_full_windows
 from ctxseg_nb.models.segmentor import create_model, MODELS
-from ctxseg_nb.experiments.run_recipe import follow, recipe_dls, score
+from ctxseg_nb.experiments.run_recipe import run_recipe, recipe_dls, score
 from ctxseg_nb.training.learner import SegmentationLearner, segmentation_learner
 from ctxseg_nb.training.losses import SegmentationLoss
 from ctxseg_nb.evaluation.metrics import MIoU, calibration_error, class_counts, compute_metrics, confusion_matrix, mean_iou, reliability
-from ctxseg_nb.experiments.recipes import filled, recipe
+from ctxseg_nb.experiments.recipes import recipe, with_defaults
 
 MIRROR = DATASETS['lip'].info.flip_labels
 COLOURS = {0: (0, 0), 14: (255, 0), 15: (128, 221)}  # red and green of background, left arm and right arm
@@ -57,7 +57,7 @@ def arms(tmp_path_factory):
     return path
 
 
-def arms_recipe(**options): return filled(recipe('mcibi/lip/resnet50/fcn', batch=2, **dict(crop=32, scales=(1.,), mirrors=True, side=None) | options))
+def arms_recipe(**options): return with_defaults(recipe('mcibi/lip/resnet50/fcn', bs=2, **dict(crop=32, scales=(1.,), mirrors=True, side=None) | options))
 
 
 @pytest.mark.parametrize('looks', LOOKS)
@@ -79,7 +79,7 @@ def test_recipes_fill_windows_to_the_size_of_training(tmp_path):
     path, seen = make_miniature('pascal_context', tmp_path/'context'), set()
     def model(x): seen.add(tuple(x.shape[2:])); return x.mean(1, keepdim=True).expand(-1, 59, -1, -1)
     module = nn.Module(); module.forward = model
-    r = filled(recipe('encnet/pascal_context/resnet101', scales=(.5, 1.), mirrors=False, crop=64, batch=2))
+    r = with_defaults(recipe('encnet/pascal_context/resnet101', scales=(.5, 1.), mirrors=False, crop=64, bs=2))
     score(r, module, recipe_dls(r, path), tmp_path)
     assert seen == {(64, 64)}   # pictures have 48×64 pixels
 
@@ -136,7 +136,7 @@ def test_miou_means_one_thing(tmp_path):
     with learn.no_bar(): of_learner = learn.validate()[[m.name for m in learn.metrics].index('miou') + 1]
     counts = evaluate(Predictor(learn.model), pairs, 3)
     batches = evaluate(learn.model, dls.valid, 3)
-    r = filled(recipe('encnet/pascal_context/resnet50', windows=False))
+    r = with_defaults(recipe('encnet/pascal_context/resnet50', windows=False))
     found = dict(compute_metrics=compute_metrics(counts, PETS)['miou'], mean_iou=mean_iou(counts.sum(0), background=0), loader=mean_iou(batches.sum(0), background=0),
                  recipe=score(r, learn.model, dls, tmp_path)[0]['miou'], report=write_report(counts, PETS, tmp_path)['figures']['miou'])
     assert found == pytest.approx(dict.fromkeys(found, of_learner), abs=1e-5)
@@ -174,9 +174,9 @@ def test_struck_out_classes_are_allowed():
 @pytest.mark.parametrize('opt', ['sgd', 'adamw'])
 def test_recipes_keep_their_momentum(tmp_path, schedule, opt):
     path = make_miniature('ade20k', tmp_path/'ade20k')
-    r = recipe('encnet/ade20k/resnet50', backbone='tiny', crop=32, batch=2, epochs=3, mom=.8, schedule=schedule, opt=opt, scales=(1.,), options=dict(width=16))
+    r = recipe('encnet/ade20k/resnet50', backbone='tiny', crop=32, bs=2, epochs=3, momentum=.8, schedule=schedule, opt=opt, scales=(1.,), model_options=dict(width=16))
     seen = []
-    learn, _ = follow(r, path, tmp_path/'run', steps=3)
+    learn, _ = run_recipe(r, path, tmp_path/'run', steps=3)
     recorded = learn.recorder.hps.get('mom', []) + [h['mom'] for h in learn.opt.hypers]
     assert recorded and set(recorded) == {.8}
 

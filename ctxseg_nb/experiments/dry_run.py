@@ -11,15 +11,15 @@ import torch, torch.nn.functional as F
 from torch import nn
 
 # %% auto #0
-__all__ = ['step_memory', 'recipe_memory', 'plan']
+__all__ = ['step_memory', 'recipe_memory', 'dry_run']
 
 # %% ../../nbs/experiments/63_dry_run.ipynb #16818864
 from ..core import check_options
 from ..data.dataset import DATASETS, SegDataset, check_mask, open_dataset
 from .cifar import CIFAR_NETS
-from .run_recipe import FIGURES, backbone_options, recipe_model
+from .run_recipe import FIGURES, recipe_model
 from ..training.losses import SegmentationLoss
-from .recipes import Recipe, filled, silent
+from .recipes import Recipe, with_defaults, unspecified_fields
 
 # %% ../../nbs/experiments/63_dry_run.ipynb #e2207caa
 class _Fused(torch.autograd.Function):
@@ -57,8 +57,8 @@ def _on_meta(r, n_classes):
     "Network, batch, and loss of both, of a filled recipe, without content"
     size = (r.crop, r.crop) if isinstance(r.crop, int) else r.crop
     with torch.device('meta'):
-        x, y = torch.empty(r.batch, 3, *size), torch.empty(r.batch, *size, dtype=torch.long)
-        if r.data == 'cifar10': return CIFAR_NETS[r.model](**r.options), x, lambda out, x: F.cross_entropy(out, y[:, 0, 0])
+        x, y = torch.empty(r.bs, 3, *size), torch.empty(r.bs, *size, dtype=torch.long)
+        if r.data == 'cifar10': return CIFAR_NETS[r.model](**r.model_options), x, lambda out, x: F.cross_entropy(out, y[:, 0, 0])
         net = recipe_model(replace(r, pretrained=False), n_classes)
         loss = SegmentationLoss(net.loss_parts)
     return net, x, lambda out, x: loss(out, y)
@@ -79,37 +79,37 @@ def _survey(r: Recipe, path: str | Path | None) -> tuple[int, int | None, int | 
     if r.data == 'cifar10': return 10, 50_000, 10_000
     if path:
         ds = open_dataset(r.data, path, **r.data_options)
-        return ds.info.n_classes, _count_pictures(ds, r.train), _count_pictures(ds, r.valid)
+        return ds.info.n_classes, _count_pictures(ds, r.train_split), _count_pictures(ds, r.valid_split)
     data_set = DATASETS[r.data]
     check_options(f'the data set {r.data}', data_set.__init__, r.data_options, n_given=2)
-    return data_set.count_classes(**r.data_options), data_set.split_sizes.get(r.train), data_set.split_sizes.get(r.valid)
+    return data_set.count_classes(**r.data_options), data_set.split_sizes.get(r.train_split), data_set.split_sizes.get(r.valid_split)
 
 # %% ../../nbs/experiments/63_dry_run.ipynb #f77941a0
 def _count(n): return 'unknown' if n is None else f'{n:,}'
 
 def _training(r, n):
     if not r.epochs: return f'none: the network of {r.after} is scored'
-    steps = f', {n//r.batch:,} steps each, {r.epochs*(n//r.batch):,} in all' if n else ''
-    return (f'{r.epochs} epochs{steps}; batches of {r.batch}; {r.opt}, lr {r.lr:g}, of new layers {r.lr*r.head_lr:g}, momentum {r.mom:g}, weight decay {r.wd:g}, {r.schedule}')
+    steps = f', {n//r.bs:,} steps each, {r.epochs*(n//r.bs):,} in all' if n else ''
+    return (f'{r.epochs} epochs{steps}; batches of {r.bs}; {r.opt}, lr {r.lr:g}, of new layers {r.lr*r.head_lr:g}, momentum {r.momentum:g}, weight decay {r.weight_decay:g}, {r.schedule}')
 
 def _scoring(r):
     looks = f'{"mirrored too, " if r.mirrors else ""}scales {", ".join(map(str, r.scales))}' + (f', windows of {r.crop}' if r.windows else '') + (f', shorter side or size {r.side}' if r.side else '')
     return f'{looks}; {r.combine}' + (f', then {r.refine}' if r.refine else '') + (', only classes that are there' if r.oracle else '')
 
 # %% ../../nbs/experiments/63_dry_run.ipynb #be2276d3
-def plan(
+def dry_run(
     r: Recipe,
     path: str | Path | None = None,  # folder of the data set, to look into it
 ) -> str:  # lines
     "What would run. Raises `FileNotFoundError` or `ValueError` where the data is not as it should be"
-    quiet, r = silent(r), filled(r)
+    unspecified, r = unspecified_fields(r), with_defaults(r)
     K, n_train, n_valid = _survey(r, path)
     n, fixed, kept = recipe_memory(r, K)
     reported = ', '.join(f'{k} {getattr(r, k)}' for k in FIGURES if getattr(r, k) is not None)
     lines = dict(recipe=f'{r.name} ({r.source}: {reported or "no figure"})', note=r.note, after=r.after,
-        data=f'{r.data}, {K} classes; pictures of {r.train}: {_count(n_train)}, of {r.valid}: {_count(n_valid)}' + ('' if path else ', by its authors'),
-        network=f'{r.model} on {r.backbone}, {n/1e6:.2f} million parameters' + (', weights from ImageNet' if any(backbone_options(r).get(k) for k in ('weights', 'pretrained')) else ''),
+        data=f'{r.data}, {K} classes; pictures of {r.train_split}: {_count(n_train)}, of {r.valid_split}: {_count(n_valid)}' + ('' if path else ', by its authors'),
+        network=f'{r.model} on {r.backbone}, {n/1e6:.2f} million parameters' + (', weights from ImageNet' if r.pretrained and r.backbone != 'tiny' else ''),
         training=_training(r, n_train), pictures=f'crop {r.crop}, scale {r.scale}, rotation {r.rotate:g}, flip {r.flip:g}, jitter {r.jitter:g}', scoring=_scoring(r),
-        memory=f'a step holds at least {fixed/2**30:.2f} GiB of weights, gradients and momentum, and {kept/2**30:.2f} GiB for the backward pass of {r.batch} pictures, in float32' if r.epochs else '')
-    lines['not said'] = ', '.join(f'{k} {v}' for k, v in quiet.items() if v == getattr(r, k))
+        memory=f'a step holds at least {fixed/2**30:.2f} GiB of weights, gradients and momentum, and {kept/2**30:.2f} GiB for the backward pass of {r.bs} pictures, in float32' if r.epochs else '')
+    lines['not said'] = ', '.join(f'{k} {v}' for k, v in unspecified.items() if v == getattr(r, k))
     return '\n'.join(f'{k:10}{v}' for k, v in lines.items() if v)

@@ -4,97 +4,91 @@
 
 # %% ../../nbs/experiments/61_recipes.ipynb #71ab7195
 from __future__ import annotations
-import ast
-from dataclasses import dataclass, field, fields, replace
-from typing import get_args, get_type_hints
-from ..evaluation.sliding_window import SCALES
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
 from ..core import unknown_name
+from ..evaluation.sliding_window import SCALES
+from ..training.config import Angle, Count, Factors, Limits, Momentum, Rate, Share, Size, varied
 
 # %% auto #0
-__all__ = ['DEFAULTS', 'CIFAR_DEFAULTS', 'PAPERS', 'RECIPES', 'Recipe', 'silent', 'filled', 'print_recipes', 'recipe']
+__all__ = ['DEFAULTS', 'CIFAR_DEFAULTS', 'PAPERS', 'RECIPES', 'Recipe', 'unspecified_fields', 'with_defaults', 'print_recipes',
+           'recipe']
 
 # %% ../../nbs/experiments/61_recipes.ipynb #b4458cd7
 @dataclass(frozen=True, kw_only=True)
-class _Data:
-    name: str              # paper/data/backbone/what is special
-    source: str            # of the figures: table or section of the paper
-    miou: float = None     # mean IoU that the paper reports
-    pixel_acc: float = None  # pixel accuracy
-    mean_acc: float = None   # mean accuracy over classes
-    error: float = None      # top-1 error, of CIFAR-10
-    note: str = ''         # what else must be known
-    data: str              # as `open_dataset` knows it, or cifar10
+class Recipe:
+    "An experiment of a paper. What the paper does not say is None; `with_defaults` puts `DEFAULTS` there"
+    # the experiment
+    name: str                        # paper/data/backbone/what is special
+    source: str                      # of the figures: table or section of the paper
+    miou: float | None = None        # mean IoU that the paper reports
+    pixel_acc: float | None = None   # pixel accuracy
+    mean_acc: float | None = None    # mean accuracy over classes
+    error: float | None = None       # top-1 error, of CIFAR-10
+    note: str = ''                   # what else must be known
+    data: str                        # as `open_dataset` knows it, or cifar10
     data_options: dict = field(default_factory=dict)  # to `open_dataset`
-    train: str = 'train'   # split to train on
-    valid: str = 'val'     # split to score on
-
-# %% ../../nbs/experiments/61_recipes.ipynb #2324f4bd
-@dataclass(frozen=True, kw_only=True)
-class _Network(_Data):
-    model: str             # as `create_model` knows it, 'refined', or one of `CIFAR_NETS`
-    options: dict = field(default_factory=dict)  # of the model
-    backbone: str = None   # as `create_backbone` knows it
-    stride: int = 8        # pixels between two cells of the backbone's last map
-    pretrained: bool = True  # begin with weights from ImageNet?
-    aux: bool = False      # an auxiliary FCN head on the stage before the last?
-    after: str = None      # recipe whose network this one begins with
-
-# %% ../../nbs/experiments/61_recipes.ipynb #d2ca083d
-@dataclass(frozen=True, kw_only=True)
-class _Training(_Network):
-    opt: str = None        # 'sgd' or 'adamw'
-    lr: float = None       # of the backbone, at the start, or at the top of a cycle
-    head_lr: float = None  # of all layers that are new, as a multiple of `lr`
-    mom: float = None      # momentum
-    wd: float = None       # weight decay
-    schedule: str = None   # 'poly', with power 0.9, 'cycle', or of CIFAR-10 'cosine'
-    epochs: int = None     # passes over the pictures; 0: only score
-    batch: int = None      # pictures in a step, over all processes
-    pairs_per_step: int = None    # pairs before an update of the pairwise networks, where they update asynchronously
-
-# %% ../../nbs/experiments/61_recipes.ipynb #a5e42f1e
-@dataclass(frozen=True, kw_only=True)
-class _Pictures(_Training):
-    crop: int | tuple = None  # side, or (H, W), pixels
-    scale: tuple = None    # smallest and largest random factor of the size
-    rotate: float = 0.     # random angle up to which, degrees
-    flip: float = 0.       # probability that a picture is mirrored
-    jitter: float = 0.     # change of colours, 0 to 1
-
-# %% ../../nbs/experiments/61_recipes.ipynb #7b919b20
-@dataclass(frozen=True, kw_only=True)
-class Recipe(_Pictures):
-    "An experiment of a paper. What the paper does not say is None; `filled` puts `DEFAULTS` there"
-    scales: tuple = None   # of the picture
-    mirrors: bool = None   # the mirrored picture too?
-    side: int | tuple = None  # at scale 1 the shorter side of the picture, or its (H, W); None: as it is
-    windows: bool = False  # look through windows as large as `crop`?
-    combine: str = 'prob'  # mean of 'prob' or 'logit'; of log-probabilities 'avg', 'max', 'avgmax', or 'learnt' weights
-    refine: str = None     # scores by their picture: 'dense' (CRF), 'additive' or 'pairwise' (guidance CRF)
-    oracle: bool = False   # only the classes that are in the true mask?
+    train_split: str = 'train'       # to train on
+    valid_split: str = 'val'         # to score on
+    # the network
+    model: str                       # as `create_model` knows it, 'refined', or one of `CIFAR_NETS`
+    model_options: dict = field(default_factory=dict)  # of the model
+    backbone: str | None = None      # as `create_backbone` knows it
+    output_stride: Annotated[int, Limits(1, 64)] = 8  # pixels between two cells of the last map of a backbone of timm
+    pretrained: bool = True          # begin with weights from ImageNet?
+    aux: bool = False                # an auxiliary FCN head on the stage before the last?
+    after: str | None = None         # recipe whose network this one begins with
+    # how it learns
+    opt: Literal['sgd', 'adamw'] | None = None
+    lr: Rate | None = None           # of the backbone, at the start, or at the top of a cycle
+    head_lr: Rate | None = None      # of all layers that are new, as a multiple of `lr`
+    momentum: Momentum | None = None
+    weight_decay: Share | None = None
+    schedule: Literal['poly', 'cycle', 'cosine'] | None = None  # poly has power 0.9; cosine is that of CIFAR-10
+    epochs: Annotated[int, Limits(0, 10**6)] | None = None  # passes over the pictures; 0: only score
+    bs: Count | None = None          # pictures in a step, over all processes
+    pairs_per_step: Annotated[int, Limits(1, 10**9)] | None = None  # pairs before an update of the pairwise networks, where they update asynchronously
+    # how pictures are varied
+    crop: Size | None = None         # side, or (H, W), pixels
+    scale: Factors | None = None     # smallest and largest random factor of the size
+    rotate: Angle = 0.               # random angle up to which, degrees
+    flip: Share = 0.                 # probability that a picture is mirrored
+    jitter: Share | None = 0.        # change of colours, 0 to 1
+    # how it is scored
+    scales: Annotated[tuple[float, ...], Limits(.01, 100)] | None = None  # of the picture
+    mirrors: bool | None = None      # the mirrored picture too?
+    side: Size | None = None         # at scale 1 the shorter side of the picture, or its (H, W); None: as it is
+    windows: bool = False            # look through windows as large as `crop`?
+    combine: Literal['prob', 'logit', 'avg', 'max', 'avgmax', 'learnt'] = 'prob'  # mean of probabilities or logits; of log-probabilities mean, maximum, both, or learnt weights
+    refine: Literal['dense', 'additive', 'pairwise'] | None = None  # scores by their picture: dense CRF, or a form of the guidance CRF
+    oracle: bool = False             # only the classes that are in the true mask?
 
 # %% ../../nbs/experiments/61_recipes.ipynb #c11da7dd
-DEFAULTS = dict(opt='sgd', lr=1e-3, head_lr=1., mom=.9, wd=1e-4, schedule='cycle', epochs=50, batch=16,
+DEFAULTS = dict(opt='sgd', lr=1e-3, head_lr=1., momentum=.9, weight_decay=1e-4, schedule='cycle', epochs=50, bs=16,
                 crop=480, scale=(.5, 2.), jitter=.5, scales=SCALES, mirrors=True)
 CIFAR_DEFAULTS = dict(lr=.1)  # of CIFAR-10: He et al. 2016
 
 # %% ../../nbs/experiments/61_recipes.ipynb #874f9747
-def silent(
+def unspecified_fields(
     r: Recipe,
-) -> dict:  # field → default
+) -> dict[str, Any]:  # field → default
     "What the paper does not say, and what is taken instead"
     defaults = DEFAULTS if r.data != 'cifar10' else CIFAR_DEFAULTS
     return {k: v for k, v in defaults.items() if getattr(r, k) is None}
 
-def filled(r: Recipe) -> Recipe: "A recipe that can be followed"; return replace(r, **silent(r))
+def with_defaults(
+    r: Recipe,
+) -> Recipe:
+    "A recipe that can be run"
+    return replace(r, **unspecified_fields(r))
 
 # %% ../../nbs/experiments/61_recipes.ipynb #6a2f732c
 PAPERS = dict(
-    encnet=dict(model='encnet', mom=.9, wd=1e-4, schedule='poly', lr=1e-3, batch=16, scale=(.5, 2.), flip=.5, rotate=10., combine='logit', windows=True),
-    cfnet=dict(model='cfnet', opt='sgd', mom=.9, wd=1e-4, schedule='poly', batch=16, aux=True, scale=(.5, 2.), flip=.5,
+    encnet=dict(model='encnet', momentum=.9, weight_decay=1e-4, schedule='poly', lr=1e-3, bs=16, scale=(.5, 2.), flip=.5, rotate=10., combine='logit', windows=True),
+    cfnet=dict(model='cfnet', opt='sgd', momentum=.9, weight_decay=1e-4, schedule='poly', bs=16, aux=True, scale=(.5, 2.), flip=.5,
                scales=SCALES, mirrors=True, combine='logit', windows=True),
     mcibi=dict(model='mcibi', schedule='poly', flip=.5, jitter=None),
-    deepcrf=dict(model='deepcrf', opt='sgd', lr=1e-4, head_lr=10., scale=(.7, 1.2), flip=.5, stride=16, scales=(1.,), mirrors=False, refine='dense', pairs_per_step=2000),
+    deepcrf=dict(model='deepcrf', opt='sgd', lr=1e-4, head_lr=10., scale=(.7, 1.2), flip=.5, output_stride=16, scales=(1.,), mirrors=False, refine='dense', pairs_per_step=2000),
     guidance=dict(model='guided', schedule='poly', crop=512, scale=(1., 1.), scales=(1.2, 1., .8), mirrors=True, combine='avg'))
 
 # %% ../../nbs/experiments/61_recipes.ipynb #4bd55a54
@@ -102,15 +96,15 @@ _ON = dict(
     encnet=dict(pascal_context=dict(epochs=50), voc2012=dict(epochs=50), ade20k=dict(lr=.01, epochs=120), coco_objects=dict(lr=.01)),
     cfnet=dict(pascal_context=dict(epochs=80), voc2012=dict(lr=1e-3, epochs=50), ade20k=dict(lr=4e-3, epochs=120),
                cityscapes=dict(lr=4e-3, epochs=180, crop=768), coco_objects=dict(lr=4e-3, epochs=30)),
-    mcibi=dict(ade20k=dict(lr=.01, wd=5e-4, crop=512, batch=16, epochs=130, side=512),
-               lip=dict(lr=.01, wd=5e-4, crop=473, batch=32, epochs=150, side=(473, 473)),
-               cityscapes=dict(lr=.01, wd=5e-4, crop=(512, 1024), batch=16, epochs=440, side=1024),
-               coco_stuff10k=dict(lr=1e-3, wd=1e-4, crop=512, batch=16, epochs=110, side=512)))
-_ON['mcibi'] |= dict(coco_stuff164k=_ON['mcibi']['coco_stuff10k'], coco_stuff10k=_ON['mcibi']['coco_stuff10k'] | dict(valid='test'))
+    mcibi=dict(ade20k=dict(lr=.01, weight_decay=5e-4, crop=512, bs=16, epochs=130, side=512),
+               lip=dict(lr=.01, weight_decay=5e-4, crop=473, bs=32, epochs=150, side=(473, 473)),
+               cityscapes=dict(lr=.01, weight_decay=5e-4, crop=(512, 1024), bs=16, epochs=440, side=1024),
+               coco_stuff10k=dict(lr=1e-3, weight_decay=1e-4, crop=512, bs=16, epochs=110, side=512)))
+_ON['mcibi'] |= dict(coco_stuff164k=_ON['mcibi']['coco_stuff10k'], coco_stuff10k=_ON['mcibi']['coco_stuff10k'] | dict(valid_split='test'))
 
 # %% ../../nbs/experiments/61_recipes.ipynb #31d53008
-_WITH = dict(guidance=dict(vgg16=dict(lr=1e-5, mom=.99, wd=5e-4, batch=1), resnet101=dict(lr=.01, mom=.9, wd=1e-4, batch=16, stride=16)),
-             mcibi=dict(vit_large=dict(stride=16, windows=True)))
+_WITH = dict(guidance=dict(vgg16=dict(lr=1e-5, momentum=.99, weight_decay=5e-4, bs=1), resnet101=dict(lr=.01, momentum=.9, weight_decay=1e-4, bs=16, output_stride=16)),
+             mcibi=dict(vit_large=dict(output_stride=16, windows=True)))
 
 # %% ../../nbs/experiments/61_recipes.ipynb #73ace50d
 _NETS = dict(resnet50='resnet50.tv_in1k', resnet101='resnet101.tv_in1k', resnest101='resnest101e.in1k', hrnet48='hrnet_w48.ms_in1k',
@@ -136,7 +130,7 @@ def _again(name, what, source, miou=None, pixel_acc=None, **own):
 
 # %% ../../nbs/experiments/61_recipes.ipynb #f2cda0ca
 _add('encnet/pascal_context/resnet50/fcn', 'Table 1', 41.0, 73.4, model='fcn', scales=(1.,), mirrors=False)
-_add('encnet/pascal_context/resnet50/encoding', 'Table 1', 47.6, 78.1, options=dict(se_weight=0), scales=(1.,), mirrors=False)
+_add('encnet/pascal_context/resnet50/encoding', 'Table 1', 47.6, 78.1, model_options=dict(se_weight=0), scales=(1.,), mirrors=False)
 _add('encnet/pascal_context/resnet50', 'Table 1', 49.2, 79.4, scales=(1.,), mirrors=False)
 _add('encnet/pascal_context/resnet101', 'Table 1', 51.7, 80.4, scales=(1.,), mirrors=False)
 _again('encnet/pascal_context/resnet101', 'scales', 'Table 1', 52.6, 81.2, scales=None, mirrors=None)
@@ -150,7 +144,7 @@ def _voc(paper, net, source, miou, miou_coco, **own):
     _add(f'{paper}/coco_objects/{net}/voc', source, data_options=dict(classes='voc', min_labelled=1000), **own)
     for coco, figure in (('', miou), ('/coco', miou_coco)):
         name = f'{paper}/voc2012/{net}{coco}'
-        _add(f'{name}/aug', source, train='trainvalaug', after=f'{paper}/coco_objects/{net}/voc' if coco else None, **own)
+        _add(f'{name}/aug', source, train_split='trainvalaug', after=f'{paper}/coco_objects/{net}/voc' if coco else None, **own)
         _add(name, source, figure, after=f'{name}/aug', note=_SERVER, **own)
 
 _voc('encnet', 'resnet101', 'Table 3', 82.9, 85.9)
@@ -159,39 +153,39 @@ _voc('encnet', 'resnet101', 'Table 3', 82.9, 85.9)
 _add('encnet/ade20k/resnet50/fcn', 'Table 4', 34.38, 74.57, model='fcn')
 _add('encnet/ade20k/resnet50', 'Table 4', 41.11, 79.73)
 _add('encnet/ade20k/resnet101', 'Table 4', 44.65, 81.69)
-_add('encnet/ade20k/resnet101/trainval', 'Table 5', train='trainval', epochs=20, after='encnet/ade20k/resnet101',
+_add('encnet/ade20k/resnet101/trainval', 'Table 5', train_split='trainval', epochs=20, after='encnet/ade20k/resnet101',
      note='the test server gave a final score of 55.67; val, which is scored here, was trained on')
 
 # %% ../../nbs/experiments/61_recipes.ipynb #76c4b13a
 for name, error, model, width, n_codes in (('resnet64d', 4.93, 'resnet', 64, 0), ('seresnet64d', 4.65, 'seresnet', 64, 0),
                                          ('16k64d', 3.96, 'encnet', 64, 16), ('32k128d', 3.45, 'encnet', 128, 32)):
-    RECIPES[f'encnet/cifar10/{name}'] = Recipe(name=f'encnet/cifar10/{name}', source='Table 6', error=error, data='cifar10', valid='test', model=model, pretrained=False,
-        options=dict(n_codes=n_codes, width=width), opt='sgd', mom=.9, wd=5e-4, schedule='cosine', epochs=600, batch=128, crop=32, flip=.5, head_lr=1., scale=(1., 1.), scales=(1.,), mirrors=False)
+    RECIPES[f'encnet/cifar10/{name}'] = Recipe(name=f'encnet/cifar10/{name}', source='Table 6', error=error, data='cifar10', valid_split='test', model=model, pretrained=False,
+        model_options=dict(n_codes=n_codes, width=width), opt='sgd', momentum=.9, weight_decay=5e-4, schedule='cosine', epochs=600, bs=128, crop=32, flip=.5, head_lr=1., scale=(1., 1.), scales=(1.,), mirrors=False)
 
 # %% ../../nbs/experiments/61_recipes.ipynb #69e3e56e
 _MIX = dict(n_mix=4, n_heads=2)
 _add('cfnet/pascal_context/resnet50/fcn', 'Table 2', 46.3, 76.3, model='fcn')
-_add('cfnet/pascal_context/resnet50/acf', 'Table 2', 49.8, 79.0, options=_MIX | dict(global_pool=False))
-_add('cfnet/pascal_context/resnet50/pooling', 'Table 2', 51.6, 79.3, options=_MIX)
-_add('cfnet/pascal_context/resnet50', 'Table 2', 52.4, 79.8, options=_MIX | dict(encoding=True))
-_add('cfnet/pascal_context/resnet101', 'Table 2', 54.9, 81.1, options=_MIX | dict(encoding=True))
+_add('cfnet/pascal_context/resnet50/acf', 'Table 2', 49.8, 79.0, model_options=_MIX | dict(global_pool=False))
+_add('cfnet/pascal_context/resnet50/pooling', 'Table 2', 51.6, 79.3, model_options=_MIX)
+_add('cfnet/pascal_context/resnet50', 'Table 2', 52.4, 79.8, model_options=_MIX | dict(encoding=True))
+_add('cfnet/pascal_context/resnet101', 'Table 2', 54.9, 81.1, model_options=_MIX | dict(encoding=True))
 for net, miou in (('resnet50', 51.5), ('resnet101', 54.0)):
-    _add(f'cfnet/pascal_context/{net}/60', 'Table 4', miou, data_options=dict(n_classes=60), options=_MIX | dict(encoding=True))
+    _add(f'cfnet/pascal_context/{net}/60', 'Table 4', miou, data_options=dict(n_classes=60), model_options=_MIX | dict(encoding=True))
 
 # %% ../../nbs/experiments/61_recipes.ipynb #6bdc1eae
 _MIXTURES = {(1, 1): (49.4, 77.1), (2, 1): (51.6, 79.3), (4, 1): (51.8, 79.5), (1, 2): (49.4, 77.9), (2, 2): (51.8, 79.4), (4, 2): (51.6, 79.3),
              (1, 4): (51.2, 79.2), (2, 4): (52.1, 79.6)}  # (K, H) → mIoU, pixel accuracy
 for (K, H), figures in _MIXTURES.items():
-    if (K, H) != (4, 2): _add(f'cfnet/pascal_context/resnet50/K{K}H{H}', 'Table 3', *figures, options=dict(n_mix=K, n_heads=H))
+    if (K, H) != (4, 2): _add(f'cfnet/pascal_context/resnet50/K{K}H{H}', 'Table 3', *figures, model_options=dict(n_mix=K, n_heads=H))
 
 # %% ../../nbs/experiments/61_recipes.ipynb #619972a7
 _BEST = dict(n_mix=2, n_heads=4, encoding=True)
-_voc('cfnet', 'resnet101', 'Table 5', 84.2, 87.2, options=_BEST)
+_voc('cfnet', 'resnet101', 'Table 5', 84.2, 87.2, model_options=_BEST)
 _add('cfnet/ade20k/resnet50/fcn', 'Table 6', 39.28, model='fcn')
-_add('cfnet/ade20k/resnet50', 'Table 6', 42.87, options=_BEST)
-_add('cfnet/ade20k/resnet101', 'Table 6', 44.89, options=_BEST)
-_add('cfnet/cityscapes/resnet101', 'section 4.5', 79.56, options=_BEST)
-_add('cfnet/cityscapes/resnet101/trainval', 'section 4.5', 79.60, options=_BEST, train='trainval', note=_SERVER)
+_add('cfnet/ade20k/resnet50', 'Table 6', 42.87, model_options=_BEST)
+_add('cfnet/ade20k/resnet101', 'Table 6', 44.89, model_options=_BEST)
+_add('cfnet/cityscapes/resnet101', 'section 4.5', 79.56, model_options=_BEST)
+_add('cfnet/cityscapes/resnet101/trainval', 'section 4.5', 79.60, model_options=_BEST, train_split='trainval', note=_SERVER)
 
 # %% ../../nbs/experiments/61_recipes.ipynb #7d1f4aec
 _HOSTS = 'fcn', 'pspnet', 'ocrnet', 'deeplabv3'
@@ -200,14 +194,14 @@ _TABLE5 = dict(ade20k=(36.96, 42.84, 42.64, 43.77, 42.47, 43.34, 43.19, 44.34), 
 for data, figures in _TABLE5.items():
     for host, alone, memory in zip(_HOSTS, figures[::2], figures[1::2]):
         _add(f'mcibi/{data}/resnet50/{host}', 'Table 5', alone, model=host, scales=(1.,), mirrors=False)
-        _add(f'mcibi/{data}/resnet50/{host}+mcibi', 'Table 5', memory, options=dict(host=host), scales=(1.,), mirrors=False)
+        _add(f'mcibi/{data}/resnet50/{host}+mcibi', 'Table 5', memory, model_options=dict(host=host), scales=(1.,), mirrors=False)
 
 # %% ../../nbs/experiments/61_recipes.ipynb #17d5218b
 _MEMORIES = dict(add=('Table 1', 40.99, dict(fuse='add', beta=0)), weighted=('Table 1', 41.17, dict(fuse='weighted', beta=0)),
     concat=('Tables 1 and 2', 42.18, dict(beta=0)), cosine=('Table 2', 41.77, dict(poly=False, beta=0)), poly=('Table 2', 41.95, dict(strategy='mean', beta=0)),
     clustering=('Table 2', 42.20, dict(init='clustering', beta=0)), clustering_rcl=('Table 2', 42.75, dict(init='clustering')))
 for name, (source, miou, options) in _MEMORIES.items():
-    _add(f'mcibi/ade20k/resnet50/{name}', source, miou, options=options, scales=(1.,), mirrors=False)
+    _add(f'mcibi/ade20k/resnet50/{name}', source, miou, model_options=options, scales=(1.,), mirrors=False)
 
 # %% ../../nbs/experiments/61_recipes.ipynb #6acf59aa
 for host, miou in {'fcn': 27.20, 'deeplabv3': 27.02, 'fcn+mcibi': 27.57, 'deeplabv3+mcibi': 27.89}.items():
@@ -220,62 +214,62 @@ _STATE_OF_THE_ART = {('Table 6', 'ade20k'): dict(resnet50=45.95, resnet101=47.22
     ('Table 9', 'coco_stuff10k'): dict(resnet50=39.68, resnet101=41.49, resnest101=42.15, vit_large=44.89)}
 for (source, data), figures in _STATE_OF_THE_ART.items():
     for net, miou in figures.items():
-        _add(f'mcibi/{data}/{net}', source, miou, options=dict(host='deeplabv3'), note='the figure is that of the test server' if data == 'cityscapes' else '')
+        _add(f'mcibi/{data}/{net}', source, miou, model_options=dict(host='deeplabv3'), note='the figure is that of the test server' if data == 'cityscapes' else '')
 
 # %% ../../nbs/experiments/61_recipes.ipynb #84974570
 _FULL = dict(relations=('surrounding', 'above'))
 _STEPS = dict(fcn=(30.5, 61.5, 43.2, dict(relations=(), scales=(1.,), windows=())), pooling=(32.4, 63.5, 45.3, dict(relations=(), scales=(1.,))),
               unary=(37.0, 67.0, 50.1, dict(relations=())))
 for name, (miou, pixel, mean, options) in _STEPS.items():
-    _add(f'deepcrf/nyudv2/vgg16/{name}', 'Table 2', miou, pixel, mean_acc=mean, options=options, refine=None, pairs_per_step=None)
+    _add(f'deepcrf/nyudv2/vgg16/{name}', 'Table 2', miou, pixel, mean_acc=mean, model_options=options, refine=None, pairs_per_step=None)
 _again('deepcrf/nyudv2/vgg16/unary', 'dense', 'Table 2', 38.3, 68.5, mean_acc=50.9, refine='dense')
-_add('deepcrf/nyudv2/vgg16/surrounding', 'Table 3', 38.9, options=dict(relations=('surrounding',)), refine=None)
-_add('deepcrf/nyudv2/vgg16', 'Tables 1 and 2', 40.6, 70.0, mean_acc=53.6, options=_FULL)
+_add('deepcrf/nyudv2/vgg16/surrounding', 'Table 3', 38.9, model_options=dict(relations=('surrounding',)), refine=None)
+_add('deepcrf/nyudv2/vgg16', 'Tables 1 and 2', 40.6, 70.0, mean_acc=53.6, model_options=_FULL)
 
 # %% ../../nbs/experiments/61_recipes.ipynb #d0d01c52
 _WHERE = dict(pascal_context=('Table 6', 43.3, 71.5, 53.9, dict(n_classes=60)), sunrgbd=('Table 7', 42.3, 78.4, 53.4, {}),
               siftflow=('Table 9', 44.9, 88.1, 53.4, dict(upscale=2)), kitti=('Table 10', 68.5, 93.3, 74.5, {}))
 for data, (source, miou, pixel, mean, options) in _WHERE.items():
-    _add(f'deepcrf/{data}/vgg16', source, miou, pixel, mean_acc=mean, data_options=options, options=_FULL)
+    _add(f'deepcrf/{data}/vgg16', source, miou, pixel, mean_acc=mean, data_options=options, model_options=_FULL)
 
 # %% ../../nbs/experiments/61_recipes.ipynb #7e4792cf
 def _sharpen(name, source, miou, pixel_acc=None, stride=2, **own):
     "The learnt refinement of figure 12 on the network of recipe `name`"
     old = RECIPES[name]
     RECIPES[f'{name}/refined'] = replace(old, name=f'{name}/refined', source=source, miou=miou, pixel_acc=pixel_acc, mean_acc=own.pop('mean_acc', None),
-                                         after=name, model='refined', options=dict(stride=stride), backbone=_NETS['vgg16'], pairs_per_step=None, **own)
+                                         after=name, model='refined', model_options=dict(stride=stride), backbone=_NETS['vgg16'], pairs_per_step=None, **own)
 
 # %% ../../nbs/experiments/61_recipes.ipynb #c20b22c2
-_OBJECTS, _TEST = dict(valid='test', data_options=dict(min_region=200, n_test=2599)), 'the figure is that of the test server'
-_add('deepcrf/voc2012/vgg16', 'Table 4', 75.3, train='trainaug', options=_FULL, note=_TEST)
-_add('deepcrf/coco_objects/vgg16/voc', 'section 9.2', data_options=dict(classes='voc'), options=_FULL)
-_add('deepcrf/voc2012/vgg16/coco', 'section 9.2', 77.2, train='trainaug', options=_FULL, after='deepcrf/coco_objects/vgg16/voc', note=_TEST)
+_OBJECTS, _TEST = dict(valid_split='test', data_options=dict(min_region=200, n_test=2599)), 'the figure is that of the test server'
+_add('deepcrf/voc2012/vgg16', 'Table 4', 75.3, train_split='trainaug', model_options=_FULL, note=_TEST)
+_add('deepcrf/coco_objects/vgg16/voc', 'section 9.2', data_options=dict(classes='voc'), model_options=_FULL)
+_add('deepcrf/voc2012/vgg16/coco', 'section 9.2', 77.2, train_split='trainaug', model_options=_FULL, after='deepcrf/coco_objects/vgg16/voc', note=_TEST)
 _sharpen('deepcrf/voc2012/vgg16/coco', 'Table 4', 77.8)
-_add('deepcrf/cityscapes/vgg16', 'section 9.3', options=_FULL)
+_add('deepcrf/cityscapes/vgg16', 'section 9.3', model_options=_FULL)
 _sharpen('deepcrf/cityscapes/vgg16', 'Table 5', 71.6, stride=4, note=_TEST)
-_add('deepcrf/coco_objects/vgg16/fcn', 'Table 8', 37.2, 84.2, mean_acc=56.9, options=_STEPS['fcn'][3], refine=None, pairs_per_step=None, **_OBJECTS)
+_add('deepcrf/coco_objects/vgg16/fcn', 'Table 8', 37.2, 84.2, mean_acc=56.9, model_options=_STEPS['fcn'][3], refine=None, pairs_per_step=None, **_OBJECTS)
 _sharpen('deepcrf/coco_objects/vgg16/fcn', 'Table 8', 41.3, 86.7, mean_acc=55.0)
-_add('deepcrf/coco_objects/vgg16', 'Table 8', 46.8, 88.3, mean_acc=58.7, options=_FULL, **_OBJECTS)
-_add('deepcrf/kitti/vgg16/coco', 'Table 10', 70.3, 94.3, mean_acc=75.9, options=_FULL, after='deepcrf/coco_objects/vgg16')
+_add('deepcrf/coco_objects/vgg16', 'Table 8', 46.8, 88.3, mean_acc=58.7, model_options=_FULL, **_OBJECTS)
+_add('deepcrf/kitti/vgg16/coco', 'Table 10', 70.3, 94.3, mean_acc=75.9, model_options=_FULL, after='deepcrf/coco_objects/vgg16')
 
 # %% ../../nbs/experiments/61_recipes.ipynb #e9d3c122
-_BRANCH, _DEEPLAB = dict(width=1024, fc=4096, joint=512), dict(model='fcn', options=dict(width=1024, dilations=(12, 1)))
+_BRANCH, _DEEPLAB = dict(width=1024, fc=4096, joint=512), dict(model='fcn', model_options=dict(width=1024, dilations=(12, 1)))
 
 def _guided(net, what, source, miou, pixel_acc=None, **own):
     "COCO, VOC with SBD, VOC"
     name = f'guidance/voc2012/{net}{what}'
-    _add(f'guidance/coco_objects/{net}{what}', source, data_options=dict(classes='voc'), train='trainval', **own)
-    _add(f'{name}/aug', source, train='trainaug', after=f'guidance/coco_objects/{net}{what}', **own)
+    _add(f'guidance/coco_objects/{net}{what}', source, data_options=dict(classes='voc'), train_split='trainval', **own)
+    _add(f'{name}/aug', source, train_split='trainaug', after=f'guidance/coco_objects/{net}{what}', **own)
     _add(name, source, miou, pixel_acc, after=f'{name}/aug', **own)
 
 # %% ../../nbs/experiments/61_recipes.ipynb #5c261a3a
 _guided('vgg16', '/deeplab', 'Tables 1 and 3', 72.54, 93.28, **_DEEPLAB)
 _again('guidance/voc2012/vgg16/deeplab', 'oracle', 'Table 1', 78.86, 94.86, oracle=True)
-_guided('vgg16', '', 'Table 2', 74.09, 93.82, options=_BRANCH)
+_guided('vgg16', '', 'Table 2', 74.09, 93.82, model_options=_BRANCH)
 for how, figures in dict(max=(73.89, 93.76), avgmax=(74.13, 93.84), learnt=(74.15, 93.85)).items():
     _again('guidance/voc2012/vgg16', how, 'Table 2', *figures, combine=how)
 _guided('resnet101', '/deeplab', 'Table 3', 76.35, **_DEEPLAB)
-_guided('resnet101', '', 'Table 3', 77.71, options=_BRANCH)
+_guided('resnet101', '', 'Table 3', 77.71, model_options=_BRANCH)
 for net, figures in dict(vgg16=(75.89, 75.99, 79.58), resnet101=(78.12, 81.32, 83.21)).items():
     _again(f'guidance/voc2012/{net}', 'field', 'Table 3', figures[0], refine='additive')
     _again(f'guidance/voc2012/{net}', 'field+learnt', 'Table 3', figures[1], refine='additive', combine='learnt')
@@ -283,7 +277,7 @@ for net, figures in dict(vgg16=(75.89, 75.99, 79.58), resnet101=(78.12, 81.32, 8
 
 # %% ../../nbs/experiments/61_recipes.ipynb #a60b7bfb
 for data, miou in dict(cityscapes=81.4, ade20k=35.5).items():
-    _add(f'guidance/{data}/resnet101', 'Table 4', miou, options=_BRANCH, refine='additive', combine='learnt', note='the figure is that of the test server, or of val')
+    _add(f'guidance/{data}/resnet101', 'Table 4', miou, model_options=_BRANCH, refine='additive', combine='learnt', note='the figure is that of the test server, or of val')
 
 # %% ../../nbs/experiments/61_recipes.ipynb #7a9ece2a
 def _short(v):
@@ -291,7 +285,7 @@ def _short(v):
     if isinstance(v, tuple): return '×'.join(map(_short, v)) if len(v) < 3 else f'{v[0]}–{v[-1]}'
     return '' if v is None else str(v)
 
-_COLUMNS = dict(source=16, miou=7, pixel_acc=11, mean_acc=10, error=7, lr=8, epochs=8, batch=7, crop=10, scales=10)
+_COLUMNS = dict(source=16, miou=7, pixel_acc=11, mean_acc=10, error=7, lr=8, epochs=8, bs=7, crop=10, scales=10)
 
 def print_recipes(
     start: str = '',  # names begin so
@@ -302,45 +296,6 @@ def print_recipes(
     for name, r in RECIPES.items():
         if name.startswith(start): print(f'{name:45}  ' + ''.join(f'{_short(getattr(r, k)):>{w}}' for k, w in _COLUMNS.items()))
 
-# %% ../../nbs/experiments/61_recipes.ipynb #23bcf7f2
-_KINDS = {k: get_args(t) or (t,) for k, t in get_type_hints(Recipe).items()}
-_MAY_BE_NONE = {f.name for f in fields(Recipe) if f.default is None}
-_WORDS = dict(yes=True, true=True, no=False, false=False, none=None)
-_CHOICES = dict(opt=('sgd', 'adamw'), schedule=('poly', 'cycle'), combine=('prob', 'logit', 'avg', 'max', 'avgmax', 'learnt'),
-                refine=('dense', 'additive', 'pairwise'))
-
-_LIMITS = dict(lr=(1e-12, 1e12), head_lr=(1e-12, 1e12), mom=(0, .9999), wd=(0, 1), epochs=(0, 10**6), batch=(1, 10**6), pairs_per_step=(1, 10**9), stride=(1, 64),
-               crop=(1, 8192), side=(1, 8192), scale=(.01, 100), scales=(.01, 100), rotate=(0, 180), flip=(0, 1), jitter=(0, 1))
-_PAIRS = 'crop', 'side', 'scale'   # where a tuple has two numbers
-
-def _in_limits(name, value):
-    "Are the numbers of a field in their range? Those of a random scale, its smallest and largest, in order?"
-    if value is None or name not in _LIMITS: return True
-    numbers, (low, high) = value if isinstance(value, tuple) else (value,), _LIMITS[name]
-    if name in _PAIRS and isinstance(value, tuple) and len(value) != 2: return False
-    if not numbers or not all(type(n) in (int, float) and low <= n <= high for n in numbers): return False
-    return name != 'scale' or value[0] <= value[1]
-
-def _literal(word):
-    if word.lower() in _WORDS: return _WORDS[word.lower()]
-    try: return ast.literal_eval(word)
-    except (ValueError, SyntaxError): return word
-
-# %% ../../nbs/experiments/61_recipes.ipynb #b811a1a7
-def _read(name, value):
-    "The value of a field from a word, or as it is. Raises `ValueError` for one of another type"
-    kinds, found = _KINDS[name], value
-    if isinstance(value, str) and (str not in kinds or name in _MAY_BE_NONE and value.lower() == 'none'): found = _literal(value)
-    if type(found) is int and float in kinds: found = float(found)
-    if type(found) in (int, float) and kinds == (tuple,): found = (found,)
-    fits = found is None and name in _MAY_BE_NONE or type(found) in kinds and found in _CHOICES.get(name, (found,))
-    if not fits or isinstance(found, dict) and not all(isinstance(k, str) for k in found):
-        raise ValueError(f'{name}: expected {" or ".join(_CHOICES.get(name) or [k.__name__ for k in kinds])}, found {value!r}')
-    if not _in_limits(name, found): raise ValueError(
-        f'{name}: expected {"two numbers" if kinds == (tuple,) and name in _PAIRS else "numbers"} from {_LIMITS[name][0]:g} to {_LIMITS[name][1]:g}'
-        f'{", the smaller first" if name == "scale" else ""}, found {value}')
-    return found
-
 # %% ../../nbs/experiments/61_recipes.ipynb #2b9a3291
 def recipe(
     name: str,    # one of `RECIPES`
@@ -350,10 +305,9 @@ def recipe(
     "A recipe of a paper, varied. Raises `ValueError` with the closest names, all fields, or what a field expects"
     if name not in RECIPES: raise unknown_name('recipe', name, RECIPES)
     r = RECIPES[name]
-    if 'model' in overrides: r = replace(r, options={})   # those are of the other one
-    for k, v in overrides.items():
-        if k not in _KINDS or k == 'name': raise ValueError(f'a recipe has no field {k!r}; there are {", ".join(_KINDS)}')
-        v = _read(k, v)
-        r = replace(r, **{k: getattr(r, k) | v if isinstance(v, dict) else v})
+    if 'name' in overrides: raise ValueError(f"Recipe has no field 'name' that can be changed; there are {', '.join(list(vars(r))[1:])}")
+    if 'model' in overrides: r = replace(r, model_options={})   # those are of the other one
+    r = varied(r, **overrides)
+    if r.scale and r.scale[0] > r.scale[1]: raise ValueError(f'scale: expected two numbers, the smaller first, found {overrides["scale"]}')
     if r.epochs == 0 and not r.after: raise ValueError(f'epochs: expected 1 or more, as {name} trains a network, found 0')
     return r

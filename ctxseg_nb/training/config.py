@@ -23,7 +23,7 @@ class Limits:
     def check(self, name: str, numbers: tuple, value: Any) -> None:
         "Raise `ValueError` with the name of the field where one of the numbers is outside"
         if all(type(n) in (int, float) and self.low <= n <= self.high for n in numbers): return
-        what = 'numbers' if isinstance(value, tuple) else 'a number'
+        what = 'a number' if len(numbers) == 1 else 'numbers'
         raise ValueError(f'{name}: expected {what} from {self.low:g} to {self.high:g}, found {value}')
 
 # %% ../../nbs/training/60_config.ipynb #0986bce6
@@ -91,7 +91,7 @@ def read_field(
     if not fits: raise ValueError(f'{name}: expected {expected}, found {value!r}')
     if isinstance(found, tuple) and (not found or t.length not in (None, len(found))):
         raise ValueError(f'{name}: expected {"two" if t.length == 2 else "some"} numbers, found {value}')
-    if t.limits: t.limits.check(name, found if isinstance(found, tuple) else (found,), found)
+    if t.limits: t.limits.check(name, found if isinstance(found, tuple) else (found,), value)
     return found
 
 # %% ../../nbs/training/60_config.ipynb #a9d87d0d

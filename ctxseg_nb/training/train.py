@@ -23,8 +23,8 @@ from .distributed import distributed
 from .learner import OPTIMISERS, SegmentationLearner, StepProgress, segmentation_learner, steps_shown
 
 # %% auto #0
-__all__ = ['config_dataset', 'config_dls', 'config_model', 'load_matching_weights', 'config_learner', 'StopAfter', 'NoValidation',
-           'fit', 'train', 'fit_model']
+__all__ = ['config_dataset', 'config_dls', 'config_backbone', 'config_model', 'load_matching_weights', 'config_learner',
+           'StopAfter', 'NoValidation', 'fit', 'train', 'fit_model']
 
 # %% ../../nbs/training/60_train.ipynb #df4fcf58
 def config_dataset(
@@ -58,13 +58,18 @@ def config_dls(
     return scenes_dls(size=config.picture_size[0], **config.data_options, **options)
 
 # %% ../../nbs/training/60_train.ipynb #a97ebd6a
+def config_backbone(
+    config: TrainConfig,
+) -> dict:  # options of `create_backbone`
+    "What the backbone of a configuration is told, weights included"
+    return config.backbone_options | backbone_weights(config.backbone, config.weights)
+
 def config_model(
     config: TrainConfig,
     n_classes: int,  # K
 ) -> Segmentor:
     "The network of a configuration"
-    backbone = config.backbone_options | backbone_weights(config.backbone, config.weights)
-    return create_model(config.model, n_classes, config.backbone, backbone, config.aux, **config.model_options)
+    return create_model(config.model, n_classes, config.backbone, config_backbone(config), config.aux, **config.model_options)
 
 # %% ../../nbs/training/60_train.ipynb #26b96dda
 def load_matching_weights(
