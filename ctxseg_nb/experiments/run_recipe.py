@@ -15,10 +15,9 @@ from safetensors.torch import save
 __all__ = ['PHOTO_CRF', 'FIGURES', 'recipe_config', 'recipe_model', 'recipe_dls', 'recipe_predictor', 'score', 'run_recipe']
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #08fffaf0
-from ..core import IMAGENET_STATS, atomic_write, progress, write_json
+from ..core import IMAGENET_STATS, atomic_write, write_json
 from ..crf.dense import DenseCRF
 from ..crf.guided import GuidanceCRF
-from ..evaluation.metrics import confusion_matrix, mean_accuracy, mean_iou, pixel_accuracy
 from ..evaluation.sliding_window import Predictor, eval_mode
 from ..evaluation.tta import LearnedEnsemble, cached_predictions, ensemble, tta_predictions
 from .cifar import train_cifar
@@ -30,6 +29,8 @@ from ..models.backbones import BACKBONES, create_backbone
 from ..models.class_guidance import CRFWrapper, keep_true_classes
 from ..models.deepcrf import deepcrf
 from ..models.refinement import refinement_net
+from ..evaluation.evaluator import evaluate
+from ..evaluation.metrics import compute_metrics
 from ..models.segmentor import load_model, save_model
 from ..training.config import TrainConfig
 from ..training.train import StopAfter, config_backbone, config_dls, config_learner, config_model, fit, load_matching_weights, train
@@ -137,15 +138,14 @@ def score(
     model.to(dls.device)
     predictor = recipe_predictor(r, model, dls.info.flip_labels)
     how = _ensemble_weights(r, predictor, dls, Path(out)) if r.combine == 'learnt' else r.combine
-    sharpen, K, cm = _sharpener(r, model, dls, steps), dls.info.n_classes, 0
-    with torch.no_grad(), eval_mode(model):
-        for x, y in progress(_plain(dls.valid), 'batches scored', len(dls.valid)):
-            s, g = _scores(r, predictor, x, how)
-            s = sharpen(s, x, g)
-            cm = cm + confusion_matrix(keep_true_classes(s, y) if r.oracle else s, y, K)
-    figures = dict(miou=mean_iou(cm, background=dls.info.background), pixel_acc=pixel_accuracy(cm), mean_acc=mean_accuracy(cm))
+    sharpen = _sharpener(r, model, dls, steps)
+    def predict(x):
+        s, g = _scores(r, predictor, x, how)
+        return sharpen(s, x, g)
+    change = keep_true_classes if r.oracle else None
+    with eval_mode(model): counts = evaluate(predict, dls.valid, dls.info.n_classes, change)
     learnt = {n: p.tolist() for part in (how, sharpen) if isinstance(part, nn.Module) for n, p in part.named_parameters()}
-    return {k: v.item() for k, v in figures.items()}, learnt
+    return compute_metrics(counts, dls.info), learnt
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #a4be13f0
 _CIFAR_VARIES = {'lr', 'bs', 'epochs', 'model_options', 'model'}
