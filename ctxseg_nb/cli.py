@@ -417,12 +417,12 @@ def _benchmarks(names, out, device):
 # %% ../nbs/cli.ipynb #37422b62
 def _test_pictures(folder, names=None):
     "Files of pictures in `folder` and its subfolders; with the file `names`, those whose names it lists"
-    from ctxseg_nb.data.dataset import reading
+    from ctxseg_nb.data.dataset import read_lines
     if not folder: raise ValueError('--submission needs --pictures, the folder of the test pictures')
     if not Path(folder).is_dir(): raise FileNotFoundError(f'--pictures: no folder {folder}')
     files = sorted(f for f in Path(folder).rglob('*') if f.suffix.lower() in ('.jpg', '.jpeg', '.png'))
     if not names: return files
-    with reading(names, 'list of names'): wanted = Path(names).read_text().split()
+    wanted = read_lines(names)
     by_name = {f.stem: f for f in files}
     if missing := [n for n in wanted if n not in by_name]: raise ValueError(f'{names}: {len(missing)} of {len(wanted)} pictures are not in {folder}, {missing[0]} first')
     return [by_name[n] for n in wanted]

@@ -1,15 +1,17 @@
 "Data as people have it: files of every data set that are damaged, missing or misleading, and labels of every type of integers."
 import json, os, shutil, subprocess, sys, warnings
+from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image, PngImagePlugin
 from scipy.io import savemat
+import ctxseg_nb
 from ctxseg_nb.cli import main
 from ctxseg_nb.core import IGNORE, DatasetInfo
 from ctxseg_nb.data.dataloaders import segmentation_dls
 from ctxseg_nb.data.verify import verify_dataset
 from ctxseg_nb.data.camvid import CamVid
 from ctxseg_nb.data.dataset import check_mask, image_size, DATASETS, load_image, load_mask, open_dataset, read_lines
-from ctxseg_nb.testing.miniatures import MINIATURES, make_mask, make_miniature
+from ctxseg_nb.testing.miniatures import MINIATURES, make_mask, make_miniature, write_pair
 from ctxseg_nb.data.transforms import Augment
 from ctxseg_nb.models.segmentor import create_model, MODELS
 from ctxseg_nb.training.learner import segmentation_learner, training_counts
@@ -184,6 +186,26 @@ for m in walk_packages(ctxseg_nb.__path__, 'ctxseg_nb.'):
     if '.testing.' not in m.name: import_module(m.name)
 print([name for name in sys.modules if name.startswith('ctxseg_nb.testing.')])""")
     assert end.stdout.strip() == '[]', end.stderr
+
+
+def test_adding_a_data_set_is_one_file(tmp_path):
+    "The class that CONTRIBUTING.md shows, dropped into a copy of the package, is known by its name; it has no miniature"
+    repository = Path(ctxseg_nb.__file__).parent.parent
+    if not (repository/'CONTRIBUTING.md').exists(): pytest.skip('not in a checkout')
+    shown = (repository/'CONTRIBUTING.md').read_text(encoding='utf-8').split('## Add a data set')[1].split('```python\n')[1].split('```')[0]
+    shutil.copytree(repository/'ctxseg_nb', tmp_path/'ctxseg_nb', ignore=shutil.ignore_patterns('__pycache__'))
+    (tmp_path/'ctxseg_nb'/'data'/'pets.py').write_text(shown)
+    for i, split in enumerate(['train', 'train', 'val']):
+        write_pair(tmp_path/'pets'/split/f'{i}.jpg', tmp_path/'pets'/'masks'/f'{i}.png', [0, 1, 2], seed=i)
+    end = python(f"""
+import sys; sys.path.insert(0, {str(tmp_path)!r})
+import ctxseg_nb
+from ctxseg_nb.cli import main
+from ctxseg_nb.testing.miniatures import read_every_pair
+from ctxseg_nb.data.dataset import open_dataset
+print(read_every_pair(open_dataset('pets', {str(tmp_path/'pets')!r})), main(['data', '--check', 'pets', {str(tmp_path/'pets')!r}]))
+main(['data'])""")
+    assert "{'train': 2, 'val': 1} 0" in end.stdout and 'Get pets.zip from example.org' in end.stdout, end.stderr
 
 
 @pytest.mark.parametrize('name, options', [*((n, {}) for n in NAMES), ('pascal_context', dict(n_classes=60)), ('coco_objects', dict(classes='voc')),

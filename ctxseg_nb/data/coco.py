@@ -119,8 +119,9 @@ def _run_lengths(annotations: _AnnotationFile, i: int, a: dict) -> dict:
         return code
     except Exception as e:   # pycocotools raises what it runs into
         found = str(a.get('segmentation', 'none'))
-        raise ValueError(f'{annotations.file}: object {a.get("id")} of image {i}: expected an outline as polygons or as a '
-                         f'run-length code of {height}×{width} pixels, found {found[:60]}{"..."*(len(found) > 60)}') from e
+        found = found[:60] + '...'*(len(found) > 60)
+        raise ValueError(f'{annotations.file}: object {a.get("id")} of image {i}: expected an outline as polygons or '
+                         f'as a run-length code of {height}×{width} pixels, found {found}') from e
 
 def _by_area(annotations: _AnnotationFile, i: int) -> list[tuple[dict, int, int]]:
     "(run-length code, area, label) of the objects of image `i`, largest first"
@@ -160,7 +161,8 @@ def choose_test_images(
         best = free[np.argsort(-shows[free][:, short > 0].sum(1), kind='stable')]
         chosen[best[:max(short[k], 0)]] = True
     if not chosen.sum() <= n < len(shows):
-        raise ValueError(f'expected from {chosen.sum()} to {len(shows) - 1} of {len(shows)} images to test on, found {n}')
+        raise ValueError(f'expected from {chosen.sum()} to {len(shows) - 1} of {len(shows)} images to test on, '
+                         f'found {n}')
     chosen[np.flatnonzero(~chosen)[:n - chosen.sum()]] = True
     return chosen[np.argsort(order)]
 
@@ -173,15 +175,15 @@ _IN_COCO = dict(aeroplane='airplane', diningtable='dining table', motorbike='mot
 class COCOObjects(SegDataset):
     "COCO 2017's objects and background, drawn from the annotation files"
     name = 'COCO objects'
-    how_to_get = ('Get train2017.zip, val2017.zip and annotations_trainval2017.zip from cocodataset.org; the folder holds '
-                  'train2017 and val2017 (or images/train2017, ...) and annotations/instances_train2017.json, ...')
+    how_to_get = ('Get train2017.zip, val2017.zip and annotations_trainval2017.zip from cocodataset.org; '
+                  'the folder holds train2017 and val2017 (or images/train2017, ...) and annotations/instances_train2017.json, ...')
 
     def __init__(self,
         path: str | Path,       # the folder of the data set
         classes: str = 'coco',  # 'coco': 80 and background; 'voc': VOC's 20 and background
         min_region: int = 0,    # objects of fewer pixels are void; 200 in the deep structured CRF
         min_labelled: int = 0,  # images with no more labelled pixels are left out; 1000 in EncNet and CFNet
-        n_test: int = 0,  # so many images of train and val are 'test', the others 'train'; 2599 in the deep structured CRF
+        n_test: int = 0,  # so many of train and val are 'test', the others 'train'; 2599 in the deep structured CRF
     ) -> None:
         super().__init__(path)
         if classes == 'coco': self.info = DatasetInfo('coco_objects', ('background', *COCO_THINGS))

@@ -105,10 +105,13 @@ def as_labels(
     mask: Any,  # (H, W) integers or bool: an array, a tensor or a PIL image
     name: str | Path = 'the mask',  # where it comes from, for the error
 ) -> np.ndarray:  # (H, W) uint8
-    "A mask as bytes, its values unchanged. Raises `ValueError` for another shape, for fractions, and for values outside 0 to 255"
+    """A mask as bytes, its values unchanged
+
+    Raises `ValueError` for another shape, for fractions, and for values outside 0 to 255"""
     labels = np.asarray(mask)
     if labels.ndim != 2 or labels.dtype.kind not in 'iub':
-        raise ValueError(f'{name}: expected (H, W) labels, whole numbers from 0 to 255, found {labels.dtype} {labels.shape}')
+        found = f'{labels.dtype} {labels.shape}'
+        raise ValueError(f'{name}: expected (H, W) labels, whole numbers from 0 to 255, found {found}')
     if labels.dtype == np.uint8: return labels
     low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
     if low < 0 or high > 255: raise ValueError(f'{name}: expected labels from 0 to 255, found {low} to {high}')
@@ -122,7 +125,8 @@ def load_mask(
         kind = im.format + (f' with {im.info["compression"]}' if im.format == 'TIFF' else '')
         if kind in ('JPEG', 'MPO', 'WEBP', 'TIFF with jpeg', 'TIFF with tiff_jpeg', 'TIFF with webp'):
             raise ValueError(f'expected a file without loss, such as PNG, found {kind}, which changes labels')
-        if im.mode not in ('L', 'P', '1'): raise ValueError(f'expected one channel of 8-bit labels, found mode {im.mode}')
+        if im.mode not in ('L', 'P', '1'):
+            raise ValueError(f'expected one channel of 8-bit labels, found mode {im.mode}')
         return np.array(im, np.uint8)
 
 # %% ../../nbs/data/32_dataset.ipynb #982f528c
@@ -159,7 +163,8 @@ def check_mask(
         raise ValueError(f'{path}: label {mask[bad][0]} in {bad.sum()} of {mask.size} pixels, '
                          f'expected 0 to {n_classes - 1} or {IGNORE} (void)')
     if size is not None and mask.shape != tuple(size):
-        raise ValueError(f'{path} is {mask.shape[0]}×{mask.shape[1]} (height×width), but {image} is {size[0]}×{size[1]}')
+        raise ValueError(f'{path} is {mask.shape[0]}×{mask.shape[1]} (height×width), '
+                         f'but {image} is {size[0]}×{size[1]}')
     return mask
 
 # %% ../../nbs/data/32_dataset.ipynb #b84d19e6
@@ -169,7 +174,9 @@ def missing_classes(
     class_names: Sequence[str],  # of the K classes
     where: str,  # what was counted: '20 training masks'
 ) -> str:  # which classes have no pixel, '' where all have
-    "What is wrong with the counts of many masks. Raises `ValueError` where of several classes no more than one has pixels"
+    """What is wrong with the counts of many masks
+
+    Raises `ValueError` where of several classes no more than one has pixels"""
     there = [(name, int(n)) for name, n in zip(class_names, pixels) if n]
     missing = [name for name, n in zip(class_names, pixels) if not n]
     if not there or len(there) == 1 < len(class_names):
@@ -242,7 +249,7 @@ class SegDataset:
     label_map: np.ndarray    # (256,) uint8, as `make_label_map` gives it
     options: dict[str, Any]  # what the class was told beside its folder
 
-    def __new__(cls, *args, **kwargs):
+    def __new__(cls, *args: Any, **kwargs: Any) -> SegDataset:
         ds = super().__new__(cls)
         given = inspect.signature(cls.__init__).bind_partial(ds, *args, **kwargs)
         given.apply_defaults()
@@ -296,7 +303,8 @@ class SegDataset:
         if name not in self.splits:
             raise ValueError(f"{self.name}: unknown split '{name}', expected one of {', '.join(self.splits)}")
         pairs = self.list_pairs(name)
-        if not pairs: raise ValueError(f"{self.name}: no picture in the split '{name}' of {self.path}. {self.how_to_get}")
+        if not pairs:
+            raise ValueError(f"{self.name}: no picture in the split '{name}' of {self.path}. {self.how_to_get}")
         return pairs
 
     def require(self,
@@ -319,7 +327,9 @@ class SegDataset:
     def read_names(self,
         file: Path,  # a list, one name a line
     ) -> list[str]:
-        "The names of pictures in a list. Raises `ValueError` for an empty list, and for a name that leads out of the folder"
+        """The names of pictures in a list
+
+        Raises `ValueError` for an empty list, and for a name that leads out of the folder"""
         return [safe_name(name, file) for name in read_lines(self.require('list', file))]
 
     @cached_property

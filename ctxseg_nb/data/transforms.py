@@ -76,8 +76,8 @@ class RandomFlip(v2.RandomHorizontalFlip):
         flip_labels = np.asarray([] if flip_labels is None else flip_labels, int)
         k = np.arange(len(flip_labels))
         if not np.array_equal(np.sort(flip_labels), k) or not np.array_equal(flip_labels[flip_labels], k):
-            raise ValueError(f'flip_labels: expected labels 0 to {len(k) - 1} that change places in pairs or not at all, '
-                             f'found {flip_labels.tolist()}')
+            raise ValueError(f'flip_labels: expected labels 0 to {len(k) - 1} that change places in pairs or not at '
+                             f'all, found {flip_labels.tolist()}')
         self.table = torch.arange(256, dtype=torch.uint8)
         self.table[:len(k)] = torch.from_numpy(flip_labels)
 
@@ -137,11 +137,11 @@ class Augment(_PairTransform):
         rotate: float = 10,    # largest angle, degrees, up to 45
         flip: float = .5,      # probability of a left-right flip
         jitter: float = 0.,    # change of colours, 0 to 1
-        flip_labels: Sequence[int] | None = None,  # (K,) the label that each label has in a flip; the same where not given
+        flip_labels: Sequence[int] | None = None,  # (K,) the label that each label has in a flip; its own if not given
     ) -> None:
         size = (size, size) if isinstance(size, int) else tuple(size)
-        possible = dict(size=len(size) == 2 and min(size) >= 1, scale=0 < scale[0] <= scale[1], rotate=0 <= rotate <= 45,
-                        flip=0 <= flip <= 1, jitter=0 <= jitter <= 1)
+        possible = dict(size=len(size) == 2 and min(size) >= 1, scale=0 < scale[0] <= scale[1],
+                        rotate=0 <= rotate <= 45, flip=0 <= flip <= 1, jitter=0 <= jitter <= 1)
         for name, ok in possible.items():
             if not ok: raise ValueError(f'{name}: {locals()[name]} is out of range')
         self.views = compose_augmentation(size, scale, rotate, flip, jitter, flip_labels)

@@ -90,12 +90,15 @@ def _report(ds: SegDataset, split: str, pairs: list, missing: dict, found: dict)
     noted = [fault for faults, _ in seen for fault in faults]
     pixels, pictures = sum((p for _, p in seen), np.zeros(256, int)), sum((p > 0 for _, p in seen), np.zeros(256, int))
     if split == ds.splits[0] and pixels.any():
-        with _noted(noted, 'classes'): missing_classes(pixels[:K], pixels[IGNORE], ds.info.class_names, f'{split}: {len(seen)} masks')
+        with _noted(noted, 'classes'):
+            missing_classes(pixels[:K], pixels[IGNORE], ds.info.class_names, f'{split}: {len(seen)} masks')
     faults = {kind: [text for k, text in noted if k == kind] for kind in FAULTS}
     faults['missing'] = [*missing.values(), *faults['missing']]
     official = ds.split_sizes.get(split)
-    if pairs and official not in (None, len(pairs)): faults['number'] = [f'{split}: {len(pairs)} pictures, officially {official}']
-    return SplitReport(len(pairs), official, len(seen), {k: f for k, f in faults.items() if f}, pixels[:K], pictures[:K], int(pixels[IGNORE]))
+    if pairs and official not in (None, len(pairs)):
+        faults['number'] = [f'{split}: {len(pairs)} pictures, officially {official}']
+    faults = {kind: found for kind, found in faults.items() if found}
+    return SplitReport(len(pairs), official, len(seen), faults, pixels[:K], pictures[:K], int(pixels[IGNORE]))
 
 # %% ../../nbs/data/46_verify.ipynb #769a44d4
 def _some(pairs: list, n: int | None) -> list:
@@ -105,11 +108,13 @@ def _some(pairs: list, n: int | None) -> list:
 # %% ../../nbs/data/46_verify.ipynb #b75310df
 def verify_dataset(
     ds: SegDataset,
-    n: int | None = None,   # pairs of each split to look at, evenly spaced; all where not given. Missing files are found anyway
+    n: int | None = None,   # pairs of each split to look at, evenly spaced; where not given all. Finds all missing files
     progress: bool = True,  # a progress bar?
     splits: Sequence[str] | None = None,  # names; where not given all, without optional ones that are not there
 ) -> DatasetReport:
-    "All that is wrong with the files of a data set, and how often each class occurs. Raises `ValueError` for an unknown split"
+    """All that is wrong with the files of a data set, and how often each class occurs
+
+    Raises `ValueError` for an unknown split"""
     unknown = [s for s in splits or () if s not in ds.splits]
     if unknown: raise ValueError(f"{ds.name}: unknown split '{unknown[0]}', expected one of {', '.join(ds.splits)}")
     listed = {s: _list_split(ds, s) for s in splits or ds.splits}
@@ -129,7 +134,8 @@ def _lines(report: DatasetReport, most: int) -> Iterator[str]:
     yield f'{ds.name} at {ds.path}: {K} classes'
     for name, s in report.splits.items():
         void = s.void/max(1, s.void + s.pixels.sum())
-        yield f'{name}: {s.n} pictures, {s.seen} looked at' + (f'; {(s.pixels > 0).sum()} classes occur, {void:.1%} void' if s.seen else '')
+        classes = f'; {(s.pixels > 0).sum()} classes occur, {void:.1%} void' if s.seen else ''
+        yield f'{name}: {s.n} pictures, {s.seen} looked at{classes}'
         never = [c for c, n in zip(ds.info.class_names, s.pixels) if not n]
         if 0 < len(never) < K: yield f'  no pixel of {len(never)} classes: {", ".join(never)}'
         for kind, found in s.faults.items():
