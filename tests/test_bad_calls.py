@@ -35,7 +35,7 @@ CALLS = {   # what is wrong → call, words of the error
     'dropout nan': (lambda: model(dropout=nan), 'dropout'),
     'unknown host': (lambda: model('mcibi', host='pspnett'), 'pspnet'),
     'unknown fusion': (lambda: model('mcibi', fuse='sum'), 'concat'),
-    'unknown rows': (lambda: model('mcibi', rows='none'), 'memory'),
+    'unknown prototypes': (lambda: model('mcibi', prototypes='none'), 'memory'),
     'unknown first value of a memory': (lambda: FeatureMemory(K, 8, 'zeros'), 'random_pixel'),
     'images of one channel': (lambda: model()(r(2, 1, 8, 8)), '(2, 1, 8, 8)'),
     'images of four channels': (lambda: model()(r(2, 4, 8, 8)), '(2, 4, 8, 8)'),
@@ -53,7 +53,7 @@ CALLS = {   # what is wrong → call, words of the error
     'label outside': (lambda: loss(r(2, K, 8, 8), labels(2, 8, 8) + K), '0..4'),
     'negative label': (lambda: loss(r(2, K, 8, 8), labels(2, 8, 8) - K), '0..4'),
     'weights of another number': (lambda: loss(r(2, K, 8, 8), labels(2, 8, 8), weight=torch.ones(3)), '(3,)'),
-    'two parts of one name': (lambda: SegmentationLoss([('pixel', 1., None)]), 'pixel'),
+    'two terms of one name': (lambda: SegmentationLoss(terms=[LossTerm('pixel', 1., None)]), 'pixel'),
     'counts of a label outside': (lambda: count_labels([labels(3, 3) + 250], K), 'mask 0'),
     'presence of floats': (lambda: presence_target(r(2, 8, 8), K), 'outside 0..4'),
     # metrics

@@ -401,7 +401,7 @@ def losses_of(name, kind):
     net = create_model(name, 5, aux=True).train()
     target = torch.randint(0, 5, (2, 24, 24))
     target[:, :3] = IGNORE
-    loss = SegmentationLoss(net.loss_parts)
+    loss = SegmentationLoss(net)
     total = loss(net(torch.randn(2, 3, 24, 24)), target.to(kind))
     return [total.detach(), *loss.values.values()]
 

@@ -13,7 +13,7 @@ from ctxseg_nb.evaluation.evaluator import evaluate
 from ctxseg_nb.evaluation.sliding_window import Predictor
 from ctxseg_nb.models.deepcrf import deepcrf
 from ctxseg_nb.models.class_guidance import CRFWrapper, keep_true_classes
-from ctxseg_nb.models.segmentor import create_model, MODELS, tell_progress
+from ctxseg_nb.models.segmentor import create_model, MODELS, set_training_progress
 from ctxseg_nb.training.losses import SegmentationLoss
 from ctxseg_nb.evaluation.metrics import calibration_error, class_counts, confusion_matrix, mean_iou, reliability
 
@@ -87,11 +87,11 @@ def masks(*size):
 @pytest.mark.parametrize('name', MODELS)
 def test_models_and_their_losses(name, aux):
     model = there(create_model(name, K, aux=aux).train())
-    loss = there(SegmentationLoss(model.loss_parts, torch.ones(K)))
+    loss = there(SegmentationLoss(model, torch.ones(K)))
     with SecondDevice(), torch.set_grad_enabled(name != 'deepcrf'):   # checkpointing asks PyTorch for a module of the device
         x, y = images(33, 47), masks(33, 47)
         for t in (0., .5):   # the memory is updated by the second batch
-            tell_progress(model, t)
+            set_training_progress(model, t)
             assert is_elsewhere(loss(model(x), y))
         assert is_elsewhere(model.eval()(x))
 
@@ -138,7 +138,7 @@ def test_dense_and_guided_fields():
 
 def test_a_guided_model_with_its_field():
     model = there(CRFWrapper(create_model('guided', K, width=8, fc=8, joint=8), GuidanceCRF(3)).train())
-    loss = there(SegmentationLoss(model.loss_parts))
+    loss = there(SegmentationLoss(model))
     with SecondDevice():
         x, y = images(24, 33), masks(24, 33)
         assert is_elsewhere(loss(model(x), y)) and is_elsewhere(model.eval()(x))
@@ -168,4 +168,4 @@ def test_sampled_pairs_without_memory():
     "The memory of a deep CRF whose pairs are sampled is counted on the meta device"
     with torch.device('meta'): model = deepcrf(5, width=8, block_width=4, sample=10, backbone_options=dict(width=4)).train()
     x, y = torch.randn(2, 3, 32, 32, device='meta'), torch.zeros(2, 32, 32, dtype=torch.long, device='meta')
-    assert SegmentationLoss(model.loss_parts)(model(x), y).device.type == 'meta'
+    assert SegmentationLoss(model)(model(x), y).device.type == 'meta'

@@ -2,7 +2,7 @@
 import pytest, torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
-from ctxseg_nb.models.cfnet import ACF, CFM, CFHead, cfnet, contextual_prior, cooccurrence_prob, mixture_attention
+from ctxseg_nb.models.cfnet import ACF, CFM, CFHead, cfnet, contextual_prior, cooccurrence_map, cooccurrence_prob, mixture_attention
 from ctxseg_nb.models.deepcrf import DeepCRFHead, deepcrf, vgg16_fc6
 from ctxseg_nb.models.encnet import ContextEncoding, EncNetHead, Encoding, encnet, encode
 from ctxseg_nb.models.encnet_cifar import CifarNet, cifar_encnet, cifar_resnet, cifar_seresnet
@@ -35,9 +35,9 @@ BAD = {
     'cfm, mixtures': (lambda: CFM(64, n_mix=0), 'at least 1, found'),
     'cfnet, nothing': (lambda: CFHead([8], 5, acf=False, global_pool=False), 'acf or global_pool'),
     'cfnet, options': (lambda: create_model('cfnet_pool', 5, dilation=2), 'acf: expected True with dilation'),
-    'map, outside': (lambda: cfnet(5).cooccurrence(torch.randn(3, 33, 47), (33, 0)), r'a pixel of the 33×47 image, found \(33, 0\)'),
-    'map, fcn': (lambda: fcn(5).cooccurrence(torch.randn(3, 33, 47), (0, 0)), 'an ACF module, found FCNHead without'),
-    'map, pooling': (lambda: create_model('cfnet_pool', 5).cooccurrence(torch.randn(3, 33, 47), (0, 0)), 'found CFHead without'),
+    'map, outside': (lambda: cooccurrence_map(cfnet(5), torch.randn(3, 33, 47), (33, 0)), r'a pixel of the 33×47 image, found \(33, 0\)'),
+    'map, fcn': (lambda: cooccurrence_map(fcn(5), torch.randn(3, 33, 47), (0, 0)), 'an ACF module, found FCNHead without'),
+    'map, pooling': (lambda: cooccurrence_map(create_model('cfnet_pool', 5), torch.randn(3, 33, 47), (0, 0)), 'found CFHead without'),
     'deep CRF, maps': (lambda: DeepCRFHead([8, 8], 3, separate=True), 'expected 3 maps, one for each potential, found 2'),
     'cifar, width': (lambda: CifarNet(6), 'width: expected a multiple of 4, found 6'),
     'cifar, channels': (lambda: cifar(torch.randn(2, 1, 32, 32)), r'expected floating images \(B, 3, H, W\), found \(2, 1, 32, 32\)'),
@@ -133,7 +133,7 @@ def test_autocast_in_training_and_evaluation(name):
         for size in ((1, 1), (8, 65)): assert model(torch.randn(1, 3, *size)).shape == (1, 5, *size)
     assert (half - full).std() < .1*full.std()
     with torch.autocast('cpu', torch.bfloat16): out = model.train()(x)
-    SegmentationLoss(model.loss_parts)(out, torch.randint(5, (2, 33, 47))).backward()
+    SegmentationLoss(model)(out, torch.randint(5, (2, 33, 47))).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 

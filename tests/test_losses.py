@@ -29,7 +29,7 @@ def masks(void):
 def values(name, target, ignore_index):
     torch.manual_seed(0)
     model = model_of(name).train()
-    loss_func = SegmentationLoss(model.loss_parts, ignore_index=ignore_index)
+    loss_func = SegmentationLoss(model, ignore_index=ignore_index)
     out = model(torch.randn(2, 3, 40, 40))
     torch.manual_seed(1)     # the deep CRF draws its pairs
     loss = loss_func(out, target)
@@ -88,7 +88,7 @@ def test_sums_over_pixels_are_not_in_half_precision(dtype):
 @pytest.mark.parametrize('name', MODELS)
 def test_parts_are_float32_and_finite_under_autocast(name):
     model = create_model(name, K, aux=True).train()
-    loss_func = SegmentationLoss(model.loss_parts)
+    loss_func = SegmentationLoss(model)
     with torch.autocast('cpu', torch.bfloat16): loss = loss_func(model(30*torch.randn(2, 3, 40, 40)), masks(IGNORE))
     loss.backward()
     assert loss.isfinite() and all(v.dtype == torch.float32 and v.isfinite() for v in loss_func.values.values())
@@ -100,7 +100,7 @@ def test_parts_by_the_word(name):
     "The parts over all pixels and over all classes, beside PyTorch's mean over pixels that are not void, and a loop over pictures"
     torch.manual_seed(0)
     model = create_model(name, K, aux=True).train()
-    loss_func, target = SegmentationLoss(model.loss_parts, ignore_index=0), masks(0)
+    loss_func, target = SegmentationLoss(model, ignore_index=0), masks(0)
     out = model(torch.randn(2, 3, 40, 40))
     loss_func(out, target)
     for part in {'aux', 'regions', 'rough'} & loss_func.values.keys():

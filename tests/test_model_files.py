@@ -304,7 +304,7 @@ def test_state_is_whole(name):
     And no module keeps a tensor that `.to()` would leave behind"""
     net, other = small(name).train(), small(name)
     out, target = net(torch.randn(2, 3, 17, 24)), torch.randint(3, (2, 17, 24))
-    for _, _, loss in net.loss_parts: loss(out, target)
+    for term in net.loss_terms(): term.function(out, target)
     other.load_state_dict(net.state_dict())
     x = torch.randn(1, 3, 17, 24)
     with torch.no_grad(): assert torch.equal(net.eval()(x), other.eval()(x))

@@ -15,7 +15,7 @@ def images(b=2, h=33, w=47): return torch.randn(b, 3, h, w)
 def masks(b=2, h=33, w=47): return torch.randint(K, (b, h, w))
 
 
-def loss_of(model, x, y): return SegmentationLoss(model.loss_parts)(model(x), y)
+def loss_of(model, x, y): return SegmentationLoss(model)(model(x), y)
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -77,7 +77,7 @@ def test_plain_loop(name):
     "Ten steps of a loop without fastai on one batch lower the cross-entropy of its pixels"
     model, x, y = create_model(name, K).train(), images(4, 24, 24), masks(4, 24, 24)
     y[:, :3] = IGNORE
-    optimizer, loss_function, losses = torch.optim.Adam(model.parameters(), 3e-3), SegmentationLoss(model.loss_parts), []
+    optimizer, loss_function, losses = torch.optim.Adam(model.parameters(), 3e-3), SegmentationLoss(model), []
     for _ in range(10):
         loss = loss_function(model(x), y)
         optimizer.zero_grad()
@@ -93,7 +93,7 @@ def test_plain_learner(name, tmp_path):
     items = [(x, y) for x, y in zip(images(4, 24, 24), masks(4, 24, 24))]
     dls = DataLoaders(DataLoader(items, bs=2), DataLoader(items, bs=2))
     model = create_model(name, K)
-    learn = Learner(dls, model, SegmentationLoss(model.loss_parts), path=tmp_path)
+    learn = Learner(dls, model, SegmentationLoss(model), path=tmp_path)
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(1, 1e-3)
         predictions, targets = learn.get_preds()

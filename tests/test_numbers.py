@@ -192,7 +192,7 @@ def test_the_field_without_float64(monkeypatch):
 @pytest.mark.parametrize('name', MODELS)
 def test_a_batch_of_void_costs_nothing(name, aux):
     model = create_model(name, K, aux=aux).train()
-    loss_func = SegmentationLoss(model.loss_parts)
+    loss_func = SegmentationLoss(model)
     loss = loss_func(model(torch.randn(2, 3, 40, 40)), torch.full((2, 40, 40), IGNORE))
     loss.backward()
     assert loss.item() == 0 and all(v == 0 for v in loss_func.values.values())

@@ -282,11 +282,11 @@ def test_more_batches_to_a_step_than_there_are(accumulate):
 @pytest.mark.parametrize('lr', [0., 1e-3])
 def test_memory_is_told_of_steps(lr):
     learn = make('mcibi', init='first_mean')
-    memory = learn.model.head.rows.memory
+    memory = learn.model.head.prototypes.memory
     sums = []
     class Note(Callback):
         run_valid = False
-        def after_batch(self): sums.append(memory.total[1, :, -1].sum().item())
+        def after_batch(self): sums.append(memory.sums[1, :, -1].sum().item())
     with learn.no_bar(), learn.no_logging(): learn.fit(1, lr, cbs=Note())
     labelled = [(y != 255).sum().item() for x, y in make('mcibi').dls.train]   # in the same order
     assert len(sums) == 6 and max(sums) <= max(2*32*32, *labelled)   # one batch each, whatever the weights did
