@@ -24,8 +24,8 @@ except ImportError: fcntl = None  # Windows, where nothing keeps two writers of 
 __all__ = ['IGNORE', 'IMAGENET_STATS', 'VOID_COLOUR', 'LOG_ZERO', 'check_n_classes', 'DatasetInfo', 'palette', 'colorize',
            'show_rows', 'legend', 'atomic_write', 'write_json', 'write_figure', 'check_labels', 'check_options',
            'unknown_name', 'Registry', 'progress', 'can_check_values', 'finite_scores', 'labels_of', 'check_positive',
-           'check_share', 'plain', 'at_least_float32', 'highest_precision', 'full_precision', 'default_device',
-           'shared_mean', 'place_in_batch', 'shared_generator', 'checksum', 'tune_malloc']
+           'check_share', 'as_plain_tensor', 'at_least_float32', 'highest_precision', 'full_precision',
+           'default_device', 'shared_mean', 'place_in_batch', 'shared_generator', 'checksum', 'tune_malloc']
 
 # %% ../nbs/30_core.ipynb #290a87b6
 IGNORE = 255  # label of void pixels, in every mask of this library
@@ -338,7 +338,7 @@ def check_share(
             raise ValueError(f'{name}: expected a number of at least 0 and below 1, found {n!r}')
 
 # %% ../nbs/30_core.ipynb #793ec102
-def plain(
+def as_plain_tensor(
     x: torch.Tensor,  # or of a subclass, as fastai's `TensorImage`
 ) -> torch.Tensor:
     "A tensor without its subclass; what is being traced is left alone"

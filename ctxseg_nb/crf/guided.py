@@ -9,7 +9,7 @@ from functools import cached_property
 import torch, torch.nn.functional as F
 from torch import nn
 from ..core import IGNORE, IMAGENET_STATS, at_least_float32, can_check_values, check_labels, finite_scores
-from ..core import full_precision, highest_precision, plain, shared_mean
+from ..core import full_precision, highest_precision, as_plain_tensor, shared_mean
 
 # %% auto #0
 __all__ = ['COMPATIBILITY_FORMS', 'GuidedKernel', 'guided_filter', 'label_compatibility', 'GuidanceCRF', 'fit_guidance_crf']
@@ -104,7 +104,7 @@ class GuidedKernel:
         eps: float,           # ε, the variance of colours that counts as flat; in units of `guide`, squared
     ) -> None:
         _check_guide(guide, radius, eps)
-        I = highest_precision(plain(guide))
+        I = highest_precision(as_plain_tensor(guide))
         self.I, self.radius = I - I.mean((2, 3), keepdim=True), radius
         self.n = _box_sum(torch.ones_like(I[:1, :1]), radius)   # (1, 1, H, W) pixels in each window
         self.μ = self.mean(self.I)
@@ -121,7 +121,7 @@ class GuidedKernel:
     ) -> torch.Tensor:  # (B, K, H, W) of the type of `v`; computed in float32 at least
         "Σ_j k_ij v_j"
         _check_maps(v, self.I, 'maps')
-        p = at_least_float32(plain(v))
+        p = at_least_float32(as_plain_tensor(v))
         I, μ = (t.to(p.dtype).split(1, 1) for t in (self.I, self.μ))
         S, n = [s.split(1, 1) for s in self.S.to(p.dtype).unbind(1)], self.n.to(p.dtype)
         at_once = p.shape[1] if p.is_cuda or torch.compiler.is_compiling() else max(1, 2**19//p[0, 0].numel())
@@ -203,7 +203,7 @@ class GuidanceCRF(nn.Module):
 
     def _prepare(self, unary, image):
         "Scores in float32 at least, and the kernel"
-        unary, image = (plain(t) for t in (unary, image))
+        unary, image = (as_plain_tensor(t) for t in (unary, image))
         if image.ndim != 4 or image.shape[1] != 3:
             raise ValueError(f'image: expected (B, 3, H, W), found {tuple(image.shape)}')
         _check_maps(unary, image, 'unary')
@@ -220,7 +220,7 @@ class GuidanceCRF(nn.Module):
         if class_logits.shape != z.shape[:2]:
             raise ValueError(f'class_logits: expected {tuple(z.shape[:2])} for unary {tuple(z.shape)}, '
                              f'found {tuple(class_logits.shape)}')
-        g = finite_scores(plain(class_logits).to(z.dtype), 'class_logits')
+        g = finite_scores(as_plain_tensor(class_logits).to(z.dtype), 'class_logits')
         return label_compatibility(g, self.lam, self.form)
 
     def _update(self, z, C, messages):
@@ -252,7 +252,7 @@ class GuidanceCRF(nn.Module):
                              f'found {tuple(target.shape)} of {target.dtype}')
         if target.device.type == 'cpu': check_labels(target, unary.shape[1], ignore_index)
         with full_precision(unary):
-            (z, kernel), y = self._prepare(unary, image), plain(target).long()
+            (z, kernel), y = self._prepare(unary, image), as_plain_tensor(target).long()
             valid = y != ignore_index
             Y = F.one_hot(y.where(valid, 0), z.shape[1]).movedim(3, 1)*valid[:, None]     # (B, K, H, W)
             return z, kernel.others(Y.to(z.dtype)), y
@@ -290,7 +290,7 @@ def fit_guidance_crf(
     By pieces, two maps (B, K, H, W) of each batch stay in memory"""
     batches, losses = list(batches), []
     if not batches: raise ValueError('batches: expected one or more, found none')
-    def mean_field_loss(z, x, y, g=None): return _mean_nll(crf(z, x, g), plain(y).long())
+    def mean_field_loss(z, x, y, g=None): return _mean_nll(crf(z, x, g), as_plain_tensor(y).long())
     if end_to_end: loss = mean_field_loss
     else:
         loss = crf.message_loss

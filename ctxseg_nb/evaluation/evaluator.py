@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from PIL import Image
-from ..core import DatasetInfo, atomic_write, check_labels, labels_of, plain, progress, write_figure, write_json
+from ..core import DatasetInfo, atomic_write, check_labels, labels_of, as_plain_tensor, progress, write_figure, write_json
 from ..data.dataset import check_mask, load_image, load_mask
 from ..data.pascal import voc_palette
 from .metrics import class_counts, compute_metrics
@@ -50,7 +50,7 @@ def evaluate(
     pairs, counts = read_split(data) if hasattr(data, 'read_mask') else data, []
     with eval_mode(predict):
         for i, (x, y) in enumerate(progress(pairs, 'scored')):
-            if isinstance(x, torch.Tensor): scores, target = predict(plain(x)), plain(y)
+            if isinstance(x, torch.Tensor): scores, target = predict(as_plain_tensor(x)), as_plain_tensor(y)
             else: scores, target = _of_picture(predict, x, y, n_classes, i)
             if change: scores = change(scores, target)
             if observe: observe(scores, target)

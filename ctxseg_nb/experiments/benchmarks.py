@@ -286,7 +286,7 @@ def images_per_second(
     "Crops that a model trains on in a second: forward, loss, backward and a step of SGD"
     device = default_device(device)
     net = create_model(model, n_classes, backbone, **options).to(device, memory_format=torch.channels_last).train()
-    loss, opt = SegmentationLoss(net.loss_parts), torch.optim.SGD(net.parameters(), 1e-3, .9)
+    loss, opt = SegmentationLoss(net), torch.optim.SGD(net.parameters(), 1e-3, .9)
     x = torch.randn(bs, 3, size, size, device=device).to(memory_format=torch.channels_last)
     y = torch.randint(n_classes, (bs, size, size), device=device)
     def step():

@@ -60,7 +60,7 @@ def _on_meta(r, n_classes):
         x, y = torch.empty(r.bs, 3, *size), torch.empty(r.bs, *size, dtype=torch.long)
         if r.data == 'cifar10': return CIFAR_NETS[r.model](**r.model_options), x, lambda out, x: F.cross_entropy(out, y[:, 0, 0])
         net = recipe_model(replace(r, pretrained=False), n_classes)
-        loss = SegmentationLoss(net.loss_parts)
+        loss = SegmentationLoss(net)
     return net, x, lambda out, x: loss(out, y)
 
 def recipe_memory(r, n_classes): "`step_memory` of a filled recipe"; return step_memory(*_on_meta(r, n_classes), 2 if r.opt == 'adamw' else 1)

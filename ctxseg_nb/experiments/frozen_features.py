@@ -20,7 +20,7 @@ from ..evaluation.evaluator import evaluate
 from ..evaluation.metrics import compute_metrics, mean_iou
 from ..models.class_guidance import keep_true_classes
 from ..models.segmentor import create_model
-from ..training.learner import StepProgress, TellProgress
+from ..training.learner import StepProgress, TrainingProgress
 from ..training.train import NoValidation
 from ..training.losses import SegmentationLoss, class_weights, count_labels
 
@@ -188,8 +188,8 @@ def train_head(
     "Train a head on stored features"
     train = DataLoader(FeatureSet(maps, masks), bs=bs, shuffle=True, drop_last=True)
     weight = class_weights(count_labels(masks[:, ::4, ::4], n_classes))
-    learn = Learner(DataLoaders(train, train, device=default_device()), OnFeatures(model, masks.shape[1:]), SegmentationLoss(model.loss_parts, weight),
-                    opt_func=adamw, cbs=[NoValidation, TellProgress])
+    learn = Learner(DataLoaders(train, train, device=default_device()), OnFeatures(model, masks.shape[1:]), SegmentationLoss(model, weight),
+                    opt_func=adamw, cbs=[NoValidation, TrainingProgress])
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr, cbs=StepProgress())
     return learn.model
 

@@ -14,7 +14,7 @@ from .runner import Experiment, register_experiment
 from .suites import FROZEN_CLOTHES, GUIDED_HEAD, PHOTOS, SCENES, model_variant
 from .frozen_features import frozen_features, mean_average_precision, train_head
 from .crf_ablation import evaluate_edges, prefixed
-from ..core import plain
+from ..core import as_plain_tensor
 from ..crf.guided import GuidanceCRF, fit_guidance_crf
 from ..data.dataloaders import scenes_dls
 from ..evaluation.sliding_window import Predictor
@@ -32,7 +32,6 @@ __all__ = ['TTAModel', 'add_guidance_crf', 'learned_tta', 'table3_models', 'tabl
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #757ab8ca
 class TTAModel(nn.Module):
     "A model that sees three scales and their mirror images: images (B, 3, H, W) → scores (B, K, H, W) of the ensemble"
-    loss_parts = ()
     def __init__(self,
         model: nn.Module,  # with `outputs`
         how,               # scores of the views (n, B, K, H, W) → scores (B, K, H, W)
@@ -68,7 +67,7 @@ def learned_tta(
 ) -> TTAModel:
     "A model seen at three scales and mirrored, whose six scores are combined with weights that are learnt"
     six = Predictor(net, TTA_SCALES, flip=True)
-    pairs = [(tta_predictions(six, plain(x))[0], plain(y)) for x, y in batches]
+    pairs = [(tta_predictions(six, as_plain_tensor(x))[0], as_plain_tensor(y)) for x, y in batches]
     how = LearnedEnsemble(6, pairs[0][0].shape[2], over).to(pairs[0][0].device)
     how.fit(pairs)
     return TTAModel(net, how)

@@ -110,7 +110,7 @@ register_experiment(Experiment('cfnet-ablation', 'Softmaxes, heads and the rate 
 
 # %% ../../nbs/experiments/21_suites.ipynb #4e00caeb
 _HOSTS = dict(fcn=model_variant('fcn'), pspnet=model_variant('pspnet'), deeplabv3=model_variant('deeplabv3', rates=[3, 6, 9]), ocrnet=model_variant('ocrnet'))
-_MEMORIES = dict(memory={}, no_relation=dict(relation=False), random=dict(rows='random'), learned=dict(rows='learned'), picture=dict(rows='picture'),
+_MEMORIES = dict(memory={}, no_relation=dict(relation=False), random=dict(prototypes='random'), learned=dict(prototypes='learned'), picture=dict(prototypes='picture'),
                  add=dict(fuse='add'), weighted=dict(fuse='weighted'), mean=dict(strategy='mean'), constant=dict(poly=False),
                  first_mean=dict(init='first_mean'), clustering=dict(init='clustering'), no_rcl=dict(beta=0))
 _ON_FCN = {name: model_variant('mcibi', **options) for name, options in _MEMORIES.items()}
@@ -121,7 +121,7 @@ _IN_HOSTS = {f'{host}_memory': _in_host(host) for host in _HOSTS if host != 'fcn
 _IN_HOSTS |= {f'deeplabv3_{k}': _in_host('deeplabv3', **_MEMORIES[k]) for k in ('no_rcl', 'no_relation')}
 _LONGER = {k: (_HOSTS | _IN_HOSTS)[k] for k in ('deeplabv3', 'deeplabv3_memory', 'ocrnet', 'ocrnet_memory')}
 _LONGER |= {f'deeplabv3_{k}': _in_host('deeplabv3', **options) for k, options in
-            dict(no_rcl=dict(beta=0), random=dict(rows='random'), no_rough=dict(alpha=0), no_relation=dict(relation=False)).items()}
+            dict(no_rcl=dict(beta=0), random=dict(prototypes='random'), no_rough=dict(alpha=0), no_relation=dict(relation=False)).items()}
 _ALL = _HOSTS | _ON_FCN | _IN_HOSTS | {f'{k}_longer': variant | dict(epochs=24) for k, variant in _LONGER.items()}
 _CONTROLS = 'fcn', 'memory', 'no_rcl', 'random'
 _ONE_KIND = replace(SCENES, size=64, data_options=dict(kinds=['prototypes']))

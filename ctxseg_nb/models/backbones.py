@@ -14,9 +14,10 @@ from torch import nn
 from ..core import Registry, check_options, check_positive, unknown_name
 
 # %% auto #0
-__all__ = ['PADDING', 'BACKBONES', 'conv_bn_relu', 'ResBlock', 'Stages', 'tiny_resnet', 'influence', 'receptive_field',
-           'TimmBackbone', 'timm_backbone', 'open_tensors', 'read_tensors', 'check_fit', 'load_tensors', 'copy_tensors',
-           'SqueezeNet', 'squeezenet1_0', 'check_backbone', 'create_backbone', 'backbone_weights']
+__all__ = ['PADDING', 'BACKBONES', 'conv_bn_relu', 'ResBlock', 'SequentialBackbone', 'tiny_resnet', 'effective_receptive_field',
+           'receptive_field', 'TimmBackbone', 'timm_backbone', 'open_tensors', 'read_tensors', 'check_fit',
+           'load_tensors', 'copy_tensors', 'SqueezeNet', 'squeezenet1_0', 'check_backbone', 'create_backbone',
+           'backbone_weights']
 
 # %% ../../nbs/models/02_backbones.ipynb #90c2257d
 PADDING = 'replicate'  # of every 3×3 convolution made here; as `padding_mode` of `nn.Conv2d`
@@ -51,7 +52,7 @@ class ResBlock(nn.Module):
     def forward(self, x): return F.relu(self.body(x) + self.skip(x))
 
 # %% ../../nbs/models/02_backbones.ipynb #80e63ce0
-class Stages(nn.Module):
+class SequentialBackbone(nn.Module):
     "A chain of stages as a backbone: each stage's output is a map"
     def __init__(self,
         *stages: nn.Module,   # from image to coarsest map
@@ -67,18 +68,18 @@ class Stages(nn.Module):
 def tiny_resnet(
     width: int = 32,         # channels of the first map; the second has twice as many
     output_stride: int = 4,  # pixels between two cells of the last map: 4, 2 or 1
-) -> Stages:  # two maps; at output stride 4 they have strides 2 and 4
+) -> SequentialBackbone:  # two maps; at output stride 4 they have strides 2 and 4
     "The teaching backbone: a stem and two residual blocks, 23 px receptive field at any `output_stride`"
     check_positive(width=width)
     if output_stride not in (1, 2, 4): raise ValueError(f'tiny_resnet: expected output_stride 1, 2 or 4, found {output_stride}')
     s1, s2 = [(1, 1), (2, 1), (2, 2)][output_stride//2]  # strides of the stem and of the second block
     d1, d2 = 2//s1, 4//(s1*s2)  # the dilation behind each of them
     fine = nn.Sequential(conv_bn_relu(3, width, stride=s1), ResBlock(width, width, dilations=(d1, d1)))
-    return Stages(fine, ResBlock(width, 2*width, s2, (d1, d2)), channels=[width, 2*width], strides=[s1, s1*s2])
+    return SequentialBackbone(fine, ResBlock(width, 2*width, s2, (d1, d2)), channels=[width, 2*width], strides=[s1, s1*s2])
 
 # %% ../../nbs/models/02_backbones.ipynb #3e26f551
 @torch.enable_grad()
-def influence(
+def effective_receptive_field(
     net: nn.Module,   # a backbone, or any network that gives a map or a list of maps
     size: int = 96,   # side of the random pictures, pixels
     level: int = -1,  # which map, where `net` gives several
@@ -97,8 +98,8 @@ def receptive_field(
     size: int = 96,   # side of the random pictures; the answer cannot exceed it
     level: int = -1,  # which map, where `net` gives several
 ) -> int:  # pixels
-    "Side of the window that the central cell sees, measured by `influence`"
-    seen = influence(net, size, level) > 0
+    "Side of the window that the central cell sees, measured by `effective_receptive_field`"
+    seen = effective_receptive_field(net, size, level) > 0
     return max(int(i.max() - i.min()) + 1 for i in (seen.any(d).nonzero() for d in (0, 1)))
 
 # %% ../../nbs/models/02_backbones.ipynb #42a989ac

@@ -9,31 +9,34 @@ from torch import nn
 from ..core import at_least_float32, check_positive, check_share, full_precision
 from .backbones import PADDING, conv_bn_relu
 from .encnet import ContextEncoding, SELoss
-from .segmentor import ContextFusion, Segmentor, check_images, classifier, conv_pooled, create_model, head_width, MODELS, upsample
+from .segmentor import ContextFusion, Head, LossTerm, MODELS, Segmentor
+from .segmentor import check_images, classifier, conv_pooled, create_model, head_width, upsample
 
 # %% auto #0
 __all__ = ['contextual_prior', 'cooccurrence_prob', 'mixture_attention', 'CFM', 'ACF', 'acf_mixtures', 'GlobalPooling', 'CFHead',
-           'cfnet']
+           'cfnet', 'pixel_mixtures', 'cooccurrence_map']
 
 # %% ../../nbs/models/09_cfnet.ipynb #f6e498f2
 def contextual_prior(
     v: torch.Tensor,  # (B, M, N_t, d) target vectors, in M chunks
     w: torch.Tensor,  # (M, M·d), or (B, M, M·d) where every row of the batch has its own
 ) -> torch.Tensor:  # (B, M), sums to one over M; at least float32
-    "Weights of the mixture: softmax over k of w_k·v̄, with v̄ the mean over positions of the whole target vector (Zhang et al. 2019, below eq. 2)"
-    if v.ndim != 4 or w.shape[-2:] != (v.shape[1], v.shape[1]*v.shape[3]): raise ValueError(f'expected v (B, M, N_t, d) and w (M, M·d), found {tuple(v.shape)} and {tuple(w.shape)}')
+    "Weights of the mixture: softmax over k of w_k·v̄, v̄ the mean over positions of the target vector (Zhang et al. 2019, below eq. 2)"
+    if v.ndim != 4 or w.shape[-2:] != (v.shape[1], v.shape[1]*v.shape[3]):
+        raise ValueError(f'expected v (B, M, N_t, d) and w (M, M·d), found {tuple(v.shape)} and {tuple(w.shape)}')
     with full_precision(v):
         v, w = at_least_float32(v), at_least_float32(w)
         return (w @ v.mean(2).flatten(1)[..., None])[..., 0].softmax(1)
 
 # %% ../../nbs/models/09_cfnet.ipynb #614f0138
-def _check(u, v, psi=None, prior=None):
+def _check(u: torch.Tensor, v: torch.Tensor, psi: torch.Tensor | None = None, prior: torch.Tensor | None = None) -> None:
     "Raise `ValueError` for shapes that do not fit each other"
     if u.ndim != 4 or v.ndim != 4 or u.shape[:2] != v.shape[:2] or u.shape[3] != v.shape[3]:
         raise ValueError(f'expected u (B, M, N_c, d) and v (B, M, N_t, d), found {tuple(u.shape)} and {tuple(v.shape)}')
     if psi is not None and (psi.ndim != 3 or psi.shape[:2] != (u.shape[0], u.shape[2])):
         raise ValueError(f'psi: expected ({len(u)}, {u.shape[2]}, d_v), found {tuple(psi.shape)}')
-    if prior is not None and prior.shape != u.shape[:2]: raise ValueError(f'prior: expected {tuple(u.shape[:2])}, found {tuple(prior.shape)}')
+    if prior is not None and prior.shape != u.shape[:2]:
+        raise ValueError(f'prior: expected {tuple(u.shape[:2])}, found {tuple(prior.shape)}')
 
 def cooccurrence_prob(
     u: torch.Tensor,  # (B, M, N_c, d) co-occurrent vectors, in M chunks
@@ -71,26 +74,28 @@ def mixture_attention(
 
 # %% ../../nbs/models/09_cfnet.ipynb #3e2ea274
 class CFM(nn.Module):
-    "Co-occurrent feature model: a map x and its co-occurrent positions c → u (B·H, K, N_c, d), v (B·H, K, N_t, d), π (B·H, K) (Zhang et al. 2019, section 2.1)"
+    """Co-occurrent feature model (Zhang et al. 2019, section 2.1): a map x and its co-occurrent positions c →
+    u (B·H, K, N_c, d), v (B·H, K, N_t, d), π (B·H, K)"""
     def __init__(self,
         dim: int,           # channels of the maps, a multiple of n_heads·n_mix
         n_heads: int = 4,   # H, attentions side by side
         n_mix: int = 2,     # K, softmaxes in each of them
         dilation: int = 4,  # of the 3×3 convolution of Φ, cells
-    ):
+    ) -> None:
         super().__init__()
         if min(n_heads, n_mix) < 1: raise ValueError(f'expected n_heads and n_mix of at least 1, found {n_heads} and {n_mix}')
-        if dim % (n_heads*n_mix): raise ValueError(f'dim: expected a multiple of n_heads·n_mix = {n_heads}·{n_mix}, found {dim}')
+        if dim % (n_heads*n_mix):
+            raise ValueError(f'dim: expected a multiple of n_heads·n_mix = {n_heads}·{n_mix}, found {dim}')
         self.chunks = n_heads, n_mix, dim//(n_heads*n_mix)   # H, K, d
         self.near = nn.Conv2d(dim, dim, 3, padding=dilation, dilation=dilation, bias=False, padding_mode=PADDING)
         self.phi = nn.Sequential(nn.BatchNorm1d(dim), nn.ReLU(inplace=True), nn.Conv1d(dim, dim, 1))
         self.w = nn.Parameter(torch.zeros(n_heads, n_mix, dim//n_heads))
 
-    def embed(self, *maps):
+    def embed(self, *maps: torch.Tensor) -> torch.Tensor:
         "Φ of the positions of all maps, one list of them: (B, dim, ΣN)"
         return self.phi(torch.cat([self.near(m).flatten(2) for m in maps], 2))
 
-    def forward(self, x, c):
+    def forward(self, x: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         vu = self.embed(*((x,) if c is x else (x, c))).unflatten(1, self.chunks).flatten(0, 1).mT   # (B·H, K, N_t + N_c, d)
         u, v = vu[:, :, -c[0, 0].numel():], vu[:, :, :x[0, 0].numel()]
         return u, v, contextual_prior(v, self.w.repeat(x.shape[0], 1, 1))
@@ -106,15 +111,17 @@ class ACF(nn.Module):
         pool: bool = True,   # average 3×3 cells, every second one, before the co-occurrent side?
         dropout: float = .1,  # share of co-occurrent positions missing to each head in training
         local: bool = False,  # the control: z = Φ(x) + Ψ(x)
-    ):
+    ) -> None:
         super().__init__()
         self.cfm, self.psi = CFM(dim, n_heads, n_mix, dilation), nn.Conv1d(dim, dim, 1)
         self.n_heads, self.pool, self.dropout, self.local = n_heads, pool, dropout, local
         if local: self.cfm.w = None
 
-    def cooccurrent(self, x): return F.avg_pool2d(x, 3, 2, 1, count_include_pad=False) if self.pool else x
+    def cooccurrent(self, x: torch.Tensor) -> torch.Tensor:
+        "The map of the co-occurrent side"
+        return F.avg_pool2d(x, 3, 2, 1, count_include_pad=False) if self.pool else x
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.local: return (self.cfm.embed(x) + self.psi(x.flatten(2))).view_as(x)
         c = self.cooccurrent(x)
         psi = self.psi(c.flatten(2)).unflatten(1, (self.n_heads, -1)).flatten(0, 1).mT   # (B·H, N_c, d_v)
@@ -125,7 +132,7 @@ class ACF(nn.Module):
 def acf_mixtures(
     acf: ACF,           # not `local`
     x: torch.Tensor,    # (B, dim, h, w)
-    cells=slice(None),  # targets, indices into the h·w positions
+    cells: slice | list[int] = slice(None),  # targets, indices into the h·w positions
 ) -> tuple[torch.Tensor, torch.Tensor]:  # p_k(x_c|x_t) (B, H, K, N_t, h_c, w_c); π (B, H, K)
     "What `acf` averages with, each softmax by itself"
     c = acf.cooccurrent(x)
@@ -139,19 +146,22 @@ class GlobalPooling(nn.Module):
     "The mean of all positions, 1×1 convolution, ReLU, attached to each position: (B, dim, h, w) → the same shape (section 2.2)"
     def __init__(self,
         dim: int,  # channels in and out
-    ):
+    ) -> None:
         super().__init__()
         self.conv = conv_pooled(dim, dim)
 
-    def forward(self, x): return self.conv(x.mean((2, 3), keepdim=True)).expand_as(x)
+    def forward(self, x: torch.Tensor) -> torch.Tensor: return self.conv(x.mean((2, 3), keepdim=True)).expand_as(x)
 
 # %% ../../nbs/models/09_cfnet.ipynb #68c455f5
-class CFHead(nn.Module):
+@MODELS.register('cfnet_local', local=True, dilation=1, global_pool=False)
+@MODELS.register('cfnet_pool', acf=False)
+@MODELS.register('cfnet')
+class CFHead(Head):
     "Each position gathers what occurs together with it, and the mean of all (Zhang et al. 2019, figure 3)"
     def __init__(self,
         channels: list[int],  # the backbone's, fine to coarse
         n_classes: int,       # of the labels
-        width: int | None = None,  # channels of all inner maps; where not given `head_width`, rounded up to a multiple of n_heads·n_mix
+        width: int | None = None,  # channels of all inner maps; `head_width`, up to a multiple of n_heads·n_mix, where not given
         acf: bool = True,          # the ACF module?
         global_pool: bool = True,  # the global pooling branch?
         encoding: bool = False,    # context encoding and SE-loss too? (table 2's "Enc")
@@ -161,32 +171,32 @@ class CFHead(nn.Module):
         dilation: int = 4,         # of `ACF`
         pool: bool = True,         # of `ACF`
         local: bool = False,       # of `ACF`
-    ):
+    ) -> None:
         super().__init__()
         check_positive(n_heads=n_heads, n_mix=n_mix, dilation=dilation)
         check_share(dropout=dropout)
-        if not acf and (dilation, pool, local) != (4, True, False): raise ValueError('acf: expected True with dilation, pool or local, found False')
-        if not (acf or global_pool): raise ValueError('expected acf or global_pool, found neither; the head without context is fcn')
+        if not acf and (dilation, pool, local) != (4, True, False):
+            raise ValueError('acf: expected True with dilation, pool or local, found False')
+        if not (acf or global_pool):
+            raise ValueError('expected acf or global_pool, found neither; the head without context is fcn')
         parts = n_heads*n_mix if acf else 1
         n = -(-head_width(channels)//parts)*parts if width is None else head_width(channels, width)
-        self.acf, self.pool = ACF(n, n_heads, n_mix, dilation, pool, dropout, local) if acf else None, GlobalPooling(n) if global_pool else None
+        self.acf = ACF(n, n_heads, n_mix, dilation, pool, dropout, local) if acf else None
+        self.pool = GlobalPooling(n) if global_pool else None
         self.reduce, self.fuse = conv_bn_relu(channels[-1], n), ContextFusion(n, n*(acf + global_pool), n, 1)
-        self.encoding, self.losses = (ContextEncoding(n, n_classes=n_classes), (('se_presence', .2, SELoss()),)) if encoding else (None, ())
+        self.encoding = ContextEncoding(n, n_classes=n_classes) if encoding else None
         self.classify = classifier(n, n_classes, dropout)
 
-# %% ../../nbs/models/09_cfnet.ipynb #ad6ad3e5
-def _forward(self, maps):
-    x = self.reduce(maps[-1])
-    y = self.fuse(x, torch.cat([part(x) for part in (self.acf, self.pool) if part is not None], 1))
-    y, p = (y, None) if self.encoding is None else self.encoding(y)
-    return {'logits': self.classify(y)} | ({} if p is None else {'presence': p})
+    def loss_terms(self) -> tuple[LossTerm, ...]:
+        "The SE-loss, where there is an encoding"
+        return () if self.encoding is None else (LossTerm('se_presence', .2, SELoss()),)
 
-CFHead.forward = _forward
-
-# %% ../../nbs/models/09_cfnet.ipynb #d6164a00
-MODELS.register('cfnet')(CFHead)
-MODELS.register('cfnet_pool', acf=False)(CFHead)
-MODELS.register('cfnet_local', local=True, dilation=1, global_pool=False)(CFHead);
+    def forward(self, maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        x = self.reduce(maps[-1])
+        y = self.fuse(x, torch.cat([part(x) for part in (self.acf, self.pool) if part is not None], 1))
+        if self.encoding is None: return {'logits': self.classify(y)}
+        y, p = self.encoding(y)
+        return {'logits': self.classify(y), 'presence': p}
 
 # %% ../../nbs/models/09_cfnet.ipynb #31353a71
 def cfnet(
@@ -200,11 +210,12 @@ def cfnet(
     **kwargs,                # to `create_model`
 ) -> Segmentor:
     "The co-occurrent feature network"
-    return create_model('cfnet', n_classes, backbone, aux=aux, n_heads=n_heads, n_mix=n_mix, global_pool=global_pool, encoding=encoding, **kwargs)
+    options = dict(n_heads=n_heads, n_mix=n_mix, global_pool=global_pool, encoding=encoding)
+    return create_model('cfnet', n_classes, backbone, aux=aux, **options, **kwargs)
 
 # %% ../../nbs/models/09_cfnet.ipynb #e4108454
-def _to_pixels(p, cells, size):
-    "Probabilities (..., h_c, w_c), of all `cells` (h, w) or of every second one → (..., *size), sums to one over the pixels"
+def _to_pixels(p: torch.Tensor, cells: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+    "Probabilities (..., h_c, w_c), of all `cells` (h, w) or of every second one → (..., *size), each sums to one"
     q = p.flatten(0, -3)[:, None]
     if p.shape[-2:] != tuple(cells):
         q = F.interpolate(q, [2*n - 1 for n in p.shape[-2:]], mode='bilinear', align_corners=True)
@@ -214,24 +225,30 @@ def _to_pixels(p, cells, size):
 
 # %% ../../nbs/models/09_cfnet.ipynb #26f406b8
 @torch.no_grad()
-def _look(model, image, targets):
-    "Softmaxes (heads, K, n, h_c, w_c) and prior (heads, K) of the pixels `targets` [(y, x), …] of `image` (3, H, W), and the size (h, w) of the map"
-    acf, modes, x, (H, W) = getattr(model.head, 'acf', None), {m: m.training for m in model.modules()}, check_images(image[None]), image.shape[-2:]
+def pixel_mixtures(
+    model: Segmentor,     # with an ACF module
+    image: torch.Tensor,  # (3, H, W), normalised as in training
+    targets: list[tuple[int, int]],  # n targets: row and column, pixels
+) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:  # softmaxes (heads, K, n, h_c, w_c), prior (heads, K), size (h, w) of the map
+    "What the target pixels of an image average with. Raises `ValueError` for models without an ACF module, and for pixels outside"
+    acf, images, (H, W) = getattr(model.head, 'acf', None), check_images(image[None]), image.shape[-2:]
     if getattr(acf, 'local', True): raise ValueError(f'expected a model with an ACF module, found {type(model.head).__name__} without')
-    for t in targets:
-        if not (0 <= t[0] < H and 0 <= t[1] < W): raise ValueError(f'expected a pixel of the {H}×{W} image, found {tuple(t)}')
-    f = model.eval().head.reduce(model.backbone(x)[-1])
-    (h, w), (p, prior) = f.shape[2:], acf_mixtures(acf, f, [y*f.shape[2]//H*f.shape[3] + x*f.shape[3]//W for y, x in targets])
-    for m, was in modes.items(): m.training = was
+    for y, x in targets:
+        if not (0 <= y < H and 0 <= x < W): raise ValueError(f'expected a pixel of the {H}×{W} image, found {(y, x)}')
+    modes = {module: module.training for module in model.modules()}
+    f = model.eval().head.reduce(model.backbone(images)[-1])
+    h, w = f.shape[2:]
+    p, prior = acf_mixtures(acf, f, [y*h//H*w + x*w//W for y, x in targets])
+    for module, training in modes.items(): module.training = training
     return p[0], prior[0], (h, w)
 
-def _cooccurrence(self,
+# %% ../../nbs/models/09_cfnet.ipynb #5e970901
+def cooccurrence_map(
+    model: Segmentor,      # with an ACF module
     image: torch.Tensor,   # (3, H, W), normalised as in training
     yx: tuple[int, int],   # the target: row and column, pixels
 ) -> dict[str, torch.Tensor]:  # 'p' (H, W), mean over heads; 'mixtures' (heads, K, H, W); 'prior' (heads, K)
     "p(x_c|x_t) of one target pixel over the picture; each map sums to one. Raises `ValueError` for models without an ACF module"
-    p, prior, cells = _look(self, image, [yx])
+    p, prior, cells = pixel_mixtures(model, image, [yx])
     p = _to_pixels(p[:, :, 0], cells, image.shape[-2:])
     return dict(p=(prior[..., None, None]*p).sum(1).mean(0), mixtures=p, prior=prior)
-
-Segmentor.cooccurrence = _cooccurrence

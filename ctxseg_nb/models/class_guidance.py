@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 import torch, torch.nn.functional as F
 from torch import nn
-from ..core import IGNORE, check_positive, check_share, plain
+from ..core import IGNORE, check_positive, check_share, as_plain_tensor
 from ..crf.guided import GuidanceCRF
 from .backbones import conv_bn_relu
 from .encnet import SELoss, presence_target
-from .segmentor import Segmentor, classifier, create_model, head_width, MODELS
+from .segmentor import Head, LossTerm, MODELS, Segmentor, classifier, create_model, head_width
 
 # %% auto #0
 __all__ = ['keep_classes', 'keep_true_classes', 'GuidanceHead', 'guided', 'CRFWrapper', 'crf_batches']
@@ -38,7 +38,7 @@ def _fully_connected(n_in, n_out, dropout):
     return nn.Sequential(nn.Linear(n_in, n_out), nn.LayerNorm(n_out), nn.ReLU(inplace=True), nn.Dropout(dropout))
 
 @MODELS.register('guided')
-class GuidanceHead(nn.Module):
+class GuidanceHead(Head):
     "Segmentation and classification branch, joined (Shen & Zeng 2019, figure 2)"
     def __init__(self,
         channels: list[int],  # the backbone's, fine to coarse
@@ -64,7 +64,11 @@ class GuidanceHead(nn.Module):
                                    _fully_connected(c*pooled**2, fc, fc_dropout), _fully_connected(fc, fc, fc_dropout))
         self.vector, self.presence = nn.Linear(fc, joint), nn.Linear(fc, n_classes)
         self.classify = classifier(joint, n_classes, dropout)
-        self.losses = (('presence', weight, SELoss()),)
+        self.loss_weight = weight
+
+    def loss_terms(self) -> tuple[LossTerm, ...]:
+        "Binary cross-entropy of which classes are there"
+        return (LossTerm('presence', self.loss_weight, SELoss()),)
 
     def forward(self, maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         h = self.whole(maps[-1])                                      # (B, fc)
@@ -97,11 +101,19 @@ class CRFWrapper(nn.Module):
             raise ValueError(f'training_mode: expected one of {_TRAINING_MODES}, found {training_mode!r}')
         self.model, self.crf, self.training_mode = model.requires_grad_(training_mode != 'crf'), crf, training_mode
 
-    @property
-    def loss_parts(self) -> tuple:
-        if self.training_mode == 'end_to_end': return self.model.loss_parts
-        piecewise = ('crf', 1., self._piecewise),
-        return piecewise if self.training_mode == 'crf' else self.model.loss_parts + piecewise
+    def loss_terms(self) -> tuple[LossTerm, ...]:
+        if self.training_mode == 'end_to_end': return self.model.loss_terms()
+        piecewise = (LossTerm('crf', 1., self._piecewise),)
+        return piecewise if self.training_mode == 'crf' else self.model.loss_terms() + piecewise
+
+    def after_training_batch(self,
+        out: dict[str, torch.Tensor],  # of the model in training
+        target: torch.Tensor,          # (B, H, W) labels
+        first: bool = True,  # the first batch of a step of the optimiser?
+        last: bool = True,   # the last one?
+    ) -> dict[str, torch.Tensor]:  # scalars to record, by name
+        "The model's training hook, where the model learns"
+        return {} if self.training_mode == 'crf' else self.model.after_training_batch(out, target, first, last)
 
     def _piecewise(self, out, target):
         return self.crf.piecewise_loss(out['logits'], out['image'], target, out['presence'])
@@ -130,6 +142,6 @@ def crf_batches(
     "What `fit_guidance_crf` learns from: (scores, images, masks, class logits) of every batch"
     found = []
     for x, y in batches:
-        out = model.outputs(plain(x))
-        found.append((out['logits'], plain(x), plain(y), out['presence']))
+        out = model.outputs(as_plain_tensor(x))
+        found.append((out['logits'], as_plain_tensor(x), as_plain_tensor(y), out['presence']))
     return found

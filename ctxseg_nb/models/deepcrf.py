@@ -11,7 +11,7 @@ from torch import nn
 from ..core import IGNORE, check_positive, place_in_batch, shared_generator, shared_mean
 from ..crf.graph import mean_field, pair_nll, range_box_edges
 from .backbones import BACKBONES, PADDING, conv_bn_relu, create_backbone, read_tensors
-from .segmentor import Segmentor, create_model, MODELS, upsample
+from .segmentor import Head, LossTerm, MODELS, Segmentor, create_model, upsample
 
 # %% auto #0
 __all__ = ['linear_to_conv', 'VGG16', 'vgg16_fc6', 'FeatMapNet', 'FeatMapNets', 'featmap_nets', 'UnaryNet', 'PairwiseNet',
@@ -204,7 +204,7 @@ def _pairs_of_rank(edges, first, n, chosen):
     return edges[:, chosen[(chosen >= first) & (chosen < first + edges.shape[1])] - first]
 
 @MODELS.register('deepcrf')
-class DeepCRFHead(nn.Module):
+class DeepCRFHead(Head):
     "Unary and pairwise potentials of the cells; in evaluation their log-marginals (Lin et al. 2017, section 3)"
     def __init__(self,
         channels: list[int],  # of the maps
@@ -250,8 +250,9 @@ class DeepCRFHead(nn.Module):
         scores = [scores_of(self.pairs[r], _cells(f), e) for (r, f), e in zip(features.items(), edges)]
         return mean_field(_cells(z), scores, edges, self.n_iters).unflatten(0, (b, h, w)).movedim(3, 1)
 
-    @property
-    def losses(self) -> tuple: return tuple((r, 1., partial(self._relation_loss, r)) for r in self.pairs)
+    def loss_terms(self) -> tuple[LossTerm, ...]:
+        "A loss for each relation"
+        return tuple(LossTerm(r, 1., partial(self._relation_loss, r)) for r in self.pairs)
 
     def _relation_loss(self, relation, out, target):
         "Loss of a relation's pairs, or of a sample of them"

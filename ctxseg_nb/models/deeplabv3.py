@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from ..core import check_positive
 from .backbones import conv_bn_relu
-from .segmentor import ContextFusion, MODELS, Segmentor, classifier, conv_pooled, create_model, head_width
+from .segmentor import ContextFusion, Head, MODELS, Segmentor, classifier, conv_pooled, create_model, head_width
 
 # %% auto #0
 __all__ = ['ASPP', 'ASPPHead', 'deeplabv3']
@@ -40,9 +40,8 @@ class ASPP(nn.Module):
 
 # %% ../../nbs/models/05_deeplabv3.ipynb #20a5c5b3
 @MODELS.register('deeplabv3')
-class ASPPHead(nn.Module):
+class ASPPHead(Head):
     "Each cell sees cells at fixed distances and the mean of all (Chen et al. 2017, DeepLabV3)"
-    losses = ()
     def __init__(self,
         channels: list[int],  # the backbone's, fine to coarse
         n_classes: int,       # K
@@ -53,10 +52,16 @@ class ASPPHead(nn.Module):
         super().__init__()
         n = head_width(channels, width)
         self.reduce, self.aspp = conv_bn_relu(channels[-1], n), ASPP(n, n, rates)
+        self.context_width = n   # channels of the context
         self.classify = classifier(n, n_classes, dropout)
 
+    def gather(self, maps: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        "Features and context, (B, width, h, w) both, no other outputs; the context holds the features already"
+        f = self.reduce(maps[-1])
+        return f, self.aspp(f), {}
+
     def forward(self, maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {'logits': self.classify(self.aspp(self.reduce(maps[-1])))}
+        return {'logits': self.classify(self.gather(maps)[1])}
 
 # %% ../../nbs/models/05_deeplabv3.ipynb #d871d63e
 def deeplabv3(

@@ -8,18 +8,19 @@ import torch, torch.nn.functional as F
 from torch import nn
 from ..core import IGNORE, at_least_float32, check_labels, check_positive, full_precision, shared_mean
 from .backbones import conv_bn_relu
-from .segmentor import Segmentor, classifier, create_model, head_width, MODELS
+from .segmentor import Head, LossTerm, MODELS, Segmentor, classifier, create_model, head_width
 
 # %% auto #0
-__all__ = ['assign', 'encode', 'Encoding', 'Semantics', 'ContextEncoding', 'presence_target', 'SELoss', 'EncNetHead', 'encnet']
+__all__ = ['assign', 'encode', 'Encoding', 'EncodedSemantics', 'ContextEncoding', 'presence_target', 'SELoss', 'EncNetHead',
+           'encnet']
 
 # %% ../../nbs/models/07_encnet.ipynb #79005b6d
-def _centred(x, d):
+def _centred(x: torch.Tensor, d: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     "Features and codewords, seen from the mean of the codewords: (B, C, N), (K, C)"
     m = d.detach().mean(0)   # the residuals do not depend on it, so it has no gradient
     return x - m[:, None], d - m
 
-def _assign(x, d, s):
+def _assign(x: torch.Tensor, d: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True)   # (B, 1, N), without a tensor of squares
     r2 = length.square() - 2*d @ x + d.square().sum(1)[:, None]   # (B, K, N)
     return (-s[:, None]*r2).softmax(1)
@@ -50,13 +51,14 @@ class Encoding(nn.Module):
         dim: int,      # C
         n_codes: int,  # K
         drop_scale: bool = False,  # s_k ~ U(0, 1) in training, 0.5 in evaluation; none is learnt
-    ):
+    ) -> None:
         super().__init__()
         bound, self.drop_scale = (n_codes*dim)**-.5, drop_scale
         self.codewords = nn.Parameter(torch.empty(n_codes, dim).uniform_(-bound, bound))
-        self.scale = nn.Parameter(torch.full((n_codes,), .5) if drop_scale else torch.rand(n_codes), requires_grad=not drop_scale)
+        scale = torch.full((n_codes,), .5) if drop_scale else torch.rand(n_codes)
+        self.scale = nn.Parameter(scale, requires_grad=not drop_scale)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.ndim < 3 or x.shape[1] != self.codewords.shape[1]:
             raise ValueError(f'expected features (B, {self.codewords.shape[1]}, ...), found {tuple(x.shape)}')
         s = torch.rand_like(self.scale) if self.drop_scale and self.training else self.scale
@@ -64,47 +66,48 @@ class Encoding(nn.Module):
             return encode(x.flatten(2).to(torch.promote_types(x.dtype, s.dtype)), self.codewords, s)
 
 # %% ../../nbs/models/07_encnet.ipynb #64b6fcec
-class Semantics(nn.Module):
+class EncodedSemantics(nn.Module):
     "Encoded semantics e = Σ_k φ(e_k) of a map: (B, C, H, W) → (B, C) (section 2)"
     def __init__(self,
         dim: int,      # C
         n_codes: int,  # K
         aggregate: str = 'sum',  # over codewords: 'sum', or 'mean' as in the released code
-    ):
+    ) -> None:
         super().__init__()
         if aggregate not in ('sum', 'mean'): raise ValueError(f"aggregate: expected 'sum' or 'mean', found {aggregate!r}")
         self.encoding, self.norm, self.aggregate = Encoding(dim, n_codes), nn.BatchNorm1d(n_codes), aggregate
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         φ = F.relu(self.norm(self.encoding(x)))   # (B, K, C)
         return φ.sum(1) if self.aggregate == 'sum' else φ.mean(1)
 
 # %% ../../nbs/models/07_encnet.ipynb #e90cec2a
 @torch.no_grad()
-def _start_small(n_codes, *layers):
+def _start_small(n_codes: int, *layers: nn.Linear | None) -> None:
     for layer in layers:
         if layer is not None: layer.weight /= n_codes
 
 # %% ../../nbs/models/07_encnet.ipynb #5e7c5c41
 class ContextEncoding(nn.Module):
-    "What the picture is about scales each channel: (B, C, H, W) → the same shape, and presence logits (B, n_classes) or None (section 2)"
+    "What the picture is about scales each channel: (B, C, H, W) → the same shape, and class logits (B, n_classes) or None (section 2)"
     def __init__(self,
         dim: int,           # C
         n_codes: int = 32,  # K; 0: global average pooling in the place of the encoding
-        n_classes: int | None = None,  # of the presence logits; none where not given
-        feedback: bool = True,   # scale the channels? If not, the presence logits are all there is
+        n_classes: int | None = None,  # of the image-level class logits; none where not given
+        feedback: bool = True,   # scale the channels? If not, the class logits are all there is
         residual: bool = False,  # Y = relu(X + γX), as the released code has it, instead of the paper's Y = γX
         aggregate: str = 'sum',  # over codewords: 'sum', or 'mean' as in the released code
-    ):
+    ) -> None:
         super().__init__()
-        self.semantics = Semantics(dim, n_codes, aggregate) if n_codes else nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        means = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.semantics = EncodedSemantics(dim, n_codes, aggregate) if n_codes else means
         self.W, self.residual = nn.Linear(dim, dim) if feedback else None, residual
-        self.presence = nn.Linear(dim, n_classes) if n_classes else None
-        if n_codes and aggregate == 'sum': _start_small(n_codes, self.W, self.presence)
+        self.class_logits = nn.Linear(dim, n_classes) if n_classes else None
+        if n_codes and aggregate == 'sum': _start_small(n_codes, self.W, self.class_logits)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         e = self.semantics(x)
-        p = None if self.presence is None else self.presence(e)
+        p = None if self.class_logits is None else self.class_logits(e)
         if self.W is None: return x, p
         y = x*torch.sigmoid(self.W(e))[:, :, None, None].to(x.dtype)
         return F.relu(x + y) if self.residual else y, p
@@ -123,14 +126,14 @@ def presence_target(
 
 # %% ../../nbs/models/07_encnet.ipynb #4e2205d4
 class SELoss(nn.Module):
-    "Semantic encoding loss: mean binary cross-entropy of the presence of classes, over the pictures that have labels; 0 without any (section 2)"
+    "Semantic encoding loss: binary cross-entropy of which classes are there, mean over the pictures with labels, 0 without any (section 2)"
     def __init__(self,
-        key: str = 'presence',  # of the presence logits (B, K) in a model's output
-    ):
+        key: str = 'presence',  # of the image-level class logits (B, K) in a model's output
+    ) -> None:
         super().__init__()
         self.key = key
 
-    def forward(self, out, mask):
+    def forward(self, out: dict[str, torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
         z = at_least_float32(out[self.key])
         target = presence_target(mask, z.shape[1]).to(z)
         labelled = target.any(1)
@@ -145,7 +148,7 @@ class SELoss(nn.Module):
 
 # %% ../../nbs/models/07_encnet.ipynb #ac1f4012
 @MODELS.register('encnet')
-class EncNetHead(nn.Module):
+class EncNetHead(Head):
     "A 3×3 convolution, context encoding, logistic regression at each cell; SE branches on the last two stages (figures 2 and 3)"
     def __init__(self,
         channels: list[int],  # the backbone's, fine to coarse
@@ -157,17 +160,24 @@ class EncNetHead(nn.Module):
         dropout: float = .1,  # share of channels dropped before the classifier
         residual: bool = False,  # Y = relu(X + γX), as the released code has it, instead of the paper's Y = γX
         aggregate: str = 'sum',  # over codewords: 'sum', or 'mean' as in the released code
-    ):
+    ) -> None:
         super().__init__()
         if n_codes != 0: check_positive(n_codes=n_codes)
         n, k = head_width(channels, width), n_classes if se_weight else None
         form = dict(residual=residual, aggregate=aggregate)
         self.reduce, self.context = conv_bn_relu(channels[-1], n), ContextEncoding(n, n_codes, k, **form)
         self.classify = classifier(n, n_classes, dropout)
-        self.stage3 = ContextEncoding((channels[-2:-1] or channels)[0], n_codes, k, feedback=False, **form) if k and stage3 else None
-        self.losses = tuple((f'se_{b}', se_weight, SELoss(b)) for b in ('presence', 'presence3')[:(1 + stage3)*bool(k)])
+        before_last = (channels[-2:-1] or channels)[0]
+        self.stage3 = ContextEncoding(before_last, n_codes, k, feedback=False, **form) if k and stage3 else None
+        self.se_weight = se_weight
 
-    def forward(self, maps):
+    def loss_terms(self) -> tuple[LossTerm, ...]:
+        "An SE-loss for each branch"
+        if not self.se_weight: return ()
+        keys = ('presence',) if self.stage3 is None else ('presence', 'presence3')
+        return tuple(LossTerm(f'se_{key}', self.se_weight, SELoss(key)) for key in keys)
+
+    def forward(self, maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         y, p = self.context(self.reduce(maps[-1]))
         out = {'logits': self.classify(y)} | ({} if p is None else {'presence': p})
         if self.training and self.stage3 is not None: out['presence3'] = self.stage3((maps[-2:-1] or maps)[0])[1]

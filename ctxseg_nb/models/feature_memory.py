@@ -4,6 +4,7 @@
 
 # %% ../../nbs/models/10_feature_memory.ipynb #0ecaaf26
 from __future__ import annotations
+from collections.abc import Iterator
 from itertools import combinations_with_replacement
 import torch, torch.distributed as dist, torch.nn.functional as F
 from torch import nn
@@ -14,8 +15,8 @@ __all__ = ['poly_momentum', 'LabelledPixels', 'FeatureMemory']
 
 # %% ../../nbs/models/10_feature_memory.ipynb #6da90f8f
 def poly_momentum(
-    t,             # iteration, 0..T
-    T,             # number of iterations
+    t: float,      # iteration, 0..T
+    T: float,      # number of iterations
     m0: float = .9,  # at the start; a hundredth of it remains at the end
     p: float = .9,   # power
 ) -> float:  # share of the new in a row of the memory
@@ -23,83 +24,89 @@ def poly_momentum(
     return max(0., 1 - t/T)**p*(m0 - m0/100) + m0/100
 
 # %% ../../nbs/models/10_feature_memory.ipynb #8270de39
-def _between(n, cells, like):
+def _between(n: int, cells: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     "n pixels along a side of `cells` cells: the cell (n,) before each, and how far it is on the way to the next (n,)"
     at = ((torch.arange(n, device=like.device, dtype=like.dtype) + .5)*(cells/n) - .5).clamp(0, cells - 1)
     return at.floor().long(), at - at.floor()
 
 # %% ../../nbs/models/10_feature_memory.ipynb #41a040e0
-def _check(features, mask, n_classes, ignore_index):
+def _check(features: torch.Tensor, mask: torch.Tensor, n_classes: int, ignore_index: int) -> None:
     if features.ndim != 4 or mask.ndim != 3 or len(features) != len(mask) or mask.is_floating_point():
-        raise ValueError(f'expected features (B, C, h, w) and an integer mask (B, H, W), found {tuple(features.shape)} and {tuple(mask.shape)} of {mask.dtype}')
+        raise ValueError('expected features (B, C, h, w) and an integer mask (B, H, W), '
+                         f'found {tuple(features.shape)} and {tuple(mask.shape)} of {mask.dtype}')
     if mask.device.type == 'cpu': check_labels(mask, n_classes, ignore_index, 'mask')
 
 # %% ../../nbs/models/10_feature_memory.ipynb #70ab6f5e
 class LabelledPixels:
-    "Features as if interpolated bilinearly to the size of their mask, and what can be summed over the pixels of each class (Jin et al. 2021, eqs. 8 to 10)"
+    "Features as if enlarged bilinearly to the size of their mask, and sums over the pixels of each class (Jin et al. 2021, eqs. 8 to 10)"
     def __init__(self,
         features: torch.Tensor,  # (B, C, h, w)
         mask: torch.Tensor,      # (B, H, W) labels
         n_classes: int,          # K
         ignore_index: int = IGNORE,  # label of void pixels
-    ):
+    ) -> None:
         _check(features, mask, n_classes, ignore_index)
         sound, mask = features.isfinite().all(), mask.long()   # otherwise there are no pixels here
-        self.f, self.n_columns = F.pad(at_least_float32(features.detach()).where(sound, 0), (0, 1, 0, 1), 'replicate'), n_classes + 1
-        self.label = mask.where((mask >= 0) & (mask < n_classes) & (mask != ignore_index) & sound, n_classes)   # (B, H, W)
+        f = at_least_float32(features.detach()).where(sound, 0)
+        self.f, self.n_columns = F.pad(f, (0, 1, 0, 1), 'replicate'), n_classes + 1   # (B, C, h+1, w+1)
+        has_class = (mask >= 0) & (mask < n_classes) & (mask != ignore_index) & sound
+        self.label = mask.where(has_class, n_classes)   # (B, H, W)
         self.valid = self.label < n_classes
         (h, w), (H, W) = features.shape[2:], mask.shape[1:]
         (self.i, λ), (self.j, μ) = _between(H, h, self.f), _between(W, w, self.f)
-        self.u = [a[:, None]*b for a in (1 - λ, λ) for b in (1 - μ, μ)]   # four of (H, W), of the corners (0, 0), (0, 1), (1, 0), (1, 1)
+        self.u = [a[:, None]*b for a in (1 - λ, λ) for b in (1 - μ, μ)]   # corners (0, 0), (0, 1), (1, 0), (1, 1): (H, W) each
 
-    def slots(self):
+    def slots(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         "For each corner: its weight (H, W), and the place (B, H, W) of cell and class in a table (B·(h+1)·(w+1), K+1)"
         B, _, h, w = self.f.shape
         first = torch.arange(B, device=self.label.device)[:, None, None]*h*w
         for k, u in enumerate(self.u):
             yield u, (first + (self.i + k//2)[:, None]*w + self.j + k % 2)*self.n_columns + self.label
 
-# %% ../../nbs/models/10_feature_memory.ipynb #5a572593
-def _lengths(self):
-    "‖R_i‖ (B, H, W)"
-    h, w = (n - 1 for n in self.f.shape[2:])
-    near, at = [self.f[..., k//2:k//2 + h, k % 2:k % 2 + w] for k in range(4)], self.i[:, None]*w + self.j
-    def part(a, b): return (1 + (a < b))*self.u[a]*self.u[b]*(near[a]*near[b]).sum(1).flatten(1)[:, at]
-    return sum(part(a, b) for a, b in combinations_with_replacement(range(4), 2)).clamp(min=0).sqrt()
+    def lengths(self) -> torch.Tensor:
+        "‖R_i‖ (B, H, W)"
+        h, w = (n - 1 for n in self.f.shape[2:])
+        near = [self.f[..., k//2:k//2 + h, k % 2:k % 2 + w] for k in range(4)]
+        at = self.i[:, None]*w + self.j
+        def part(a, b): return (1 + (a < b))*self.u[a]*self.u[b]*(near[a]*near[b]).sum(1).flatten(1)[:, at]
+        return sum(part(a, b) for a, b in combinations_with_replacement(range(4), 2)).clamp(min=0).sqrt()
 
-def _cosine(self, rows):
-    "S_i = cos(R_i, rows_c) with c the label of pixel i: rows (K, C) → (B, H, W); 0 where either has no length"
-    rows = F.pad(rows.to(self.f), (0, 0, 0, 1))
-    dots = (self.f.flatten(2).mT @ rows.T).flatten()   # (B·(h+1)·(w+1)·(K+1),)
-    dot, length = sum(u*dots[slot] for u, slot in self.slots()), self.lengths()*rows.norm(dim=1)[self.label]
-    return (dot/length.where(length > 0, 1)).clamp(-1, 1)
+    def cosine(self,
+        rows: torch.Tensor,  # (K, C)
+    ) -> torch.Tensor:  # (B, H, W)
+        "S_i = cos(R_i, rows_c) with c the label of pixel i; 0 where either has no length"
+        rows = F.pad(rows.to(self.f), (0, 0, 0, 1))
+        dots = (self.f.flatten(2).mT @ rows.T).flatten()   # (B·(h+1)·(w+1)·(K+1),)
+        dot = sum(u*dots[slot] for u, slot in self.slots())
+        length = self.lengths()*rows.norm(dim=1)[self.label]
+        return (dot/length.where(length > 0, 1)).clamp(-1, 1)
 
-def _sums(self, weight):
-    "Σ w_i R_i and Σ w_i over the pixels of each class: (B, H, W) → (K, C+1)"
-    A = self.f.new_zeros(self.f[:, 0].numel()*self.n_columns)
-    for u, slot in self.slots(): A.index_add_(0, slot.flatten(), (u*weight).flatten())
-    A = A.view(-1, self.n_columns)[:, :-1]             # (B·(h+1)·(w+1), K)
-    return torch.cat([A.T @ self.f.movedim(1, 3).flatten(0, 2), A.sum(0)[:, None]], 1)
-
-LabelledPixels.lengths, LabelledPixels.cosine, LabelledPixels.sums = _lengths, _cosine, _sums
+    def sums(self,
+        weight: torch.Tensor,  # w_i (B, H, W)
+    ) -> torch.Tensor:  # (K, C+1)
+        "Σ w_i R_i and Σ w_i over the pixels of each class"
+        A = self.f.new_zeros(self.f[:, 0].numel()*self.n_columns)
+        for u, slot in self.slots(): A.index_add_(0, slot.flatten(), (u*weight).flatten())
+        A = A.view(-1, self.n_columns)[:, :-1]             # (B·(h+1)·(w+1), K)
+        return torch.cat([A.T @ self.f.movedim(1, 3).flatten(0, 2), A.sum(0)[:, None]], 1)
 
 # %% ../../nbs/models/10_feature_memory.ipynb #ce92f331
-def _over_ranks(x, op='SUM'):
+def _over_ranks(x: torch.Tensor, op: str = 'SUM') -> torch.Tensor:
     "Sum (or maximum) over all processes, in place"
     if dist.is_available() and dist.is_initialized(): dist.all_reduce(x, getattr(dist.ReduceOp, op))
     return x
 
-def _mean(sums): return sums[:, :-1]/sums[:, -1:].where(sums[:, -1:] > 0, 1)   # (K, C+1) → (K, C)
+def _mean(sums: torch.Tensor) -> torch.Tensor: return sums[:, :-1]/sums[:, -1:].where(sums[:, -1:] > 0, 1)   # (K, C+1) → (K, C)
 
 # %% ../../nbs/models/10_feature_memory.ipynb #7a45ff8b
-def _one_pixel(px):
+def _one_pixel(px: LabelledPixels) -> torch.Tensor:
     "A random pixel of each class, the same for all processes: Σ and number (K, C+1)"
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
     lot = torch.randint(2**40, px.label.shape, device=px.label.device)*ranks + rank
     best = lot.new_full((px.n_columns,), -1).scatter_reduce(0, px.label.flatten(), lot.flatten(), 'amax')
     return _over_ranks(px.sums((lot == _over_ranks(best, 'MAX')[px.label]).to(px.f)))
 
-def _clustered(px):
+def _clustered(px: LabelledPixels) -> torch.Tensor:
     "The densest direction of each class: Σ w_i R_i and Σ w_i (K, C+1)"
     found = _over_ranks(px.sums(px.valid.to(px.f)))
     for _ in range(3): found = _over_ranks(px.sums((10*(px.cosine(_mean(found)) - 1)).exp()))
@@ -112,69 +119,67 @@ class FeatureMemory(nn.Module):
         n_classes: int,  # K
         dim: int,        # C
         init: str = 'random_pixel',  # first value of a row: 'random_pixel', 'first_mean' or 'clustering'
-    ):
+    ) -> None:
         super().__init__()
         if init not in ('random_pixel', 'first_mean', 'clustering'):
             raise ValueError(f"init: expected 'random_pixel', 'first_mean' or 'clustering', found {init!r}")
         self.init = init
-        for name in ('', 'before_'):   # before_: the last batch
-            self.register_buffer(f'{name}memory', torch.zeros(n_classes, dim), persistent=not name)
-            self.register_buffer(f'{name}seen', torch.zeros(n_classes, dtype=torch.bool), persistent=not name)
-        self.register_buffer('total', torch.zeros(2, n_classes, dim + 1), persistent=False)   # sums over the last batch
+        self.register_buffer('memory', torch.zeros(n_classes, dim))
+        self.register_buffer('seen', torch.zeros(n_classes, dtype=torch.bool))   # classes that have a row
+        # of the step that is under way
+        self.register_buffer('sums', torch.zeros(2, n_classes, dim + 1), persistent=False)   # weighted and plain
+        self.register_buffer('first_rows', torch.zeros(n_classes, dim), persistent=False)    # for classes without a row
+        self.register_buffer('met', torch.zeros(n_classes, dtype=torch.bool), persistent=False)
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn, recurse: bool = True) -> nn.Module:
         super()._apply(fn, recurse)
         for name, b in self._buffers.items():   # sums of pixels do not fit into half precision
             if b.is_floating_point(): self._buffers[name] = at_least_float32(b)
         return self
 
-    def rows(self,
-        before: bool = False,  # as they were before the batch that `update` goes on with?
-    ) -> torch.Tensor:  # (K, C), a copy, zero where nothing has been seen
+    def rows(self) -> torch.Tensor:  # (K, C), a copy, zero where nothing has been seen
         "The memory"
-        memory, seen = (self.before_memory, self.before_seen) if before else (self.memory, self.seen)
-        return memory.where(seen[:, None], 0)
+        return self.memory.where(self.seen[:, None], 0)
 
-# %% ../../nbs/models/10_feature_memory.ipynb #ef7f584d
-def _begin(self, more):
-    "Rows and seen before the batch; where this is a new one, those of now"
-    more = self.total[1, :, -1].any() & more   # nothing has been summed yet: there is no batch to go on with
-    self.total.copy_(self.total.where(more, 0))
-    self.before_memory.copy_(self.before_memory.where(more, self.rows()))
-    self.before_seen.copy_(self.before_seen.where(more, self.seen))
-    return self.before_memory, self.before_seen
+    @torch.no_grad()
+    def update(self,
+        features: torch.Tensor,  # (B, C, h, w)
+        mask: torch.Tensor,      # (B, H, W) labels
+        momentum: float,         # m, share of the new
+        strategy: str = 'cosine',    # weights of pixels: 'cosine', 1 - S, or 'mean', all alike
+        ignore_index: int = IGNORE,  # label of void pixels
+        first: bool = True,  # the first batch of a step of the optimiser?
+        last: bool = True,   # the last one? Only then do the rows move
+    ) -> torch.Tensor:  # scalar: mean of 1 - S over this call's pixels of classes that have a row
+        "Move the rows of the classes in `mask` towards their pixels (eqs. 6 and 8 to 10)"
+        if strategy not in ('cosine', 'mean'): raise ValueError(f"strategy: expected 'cosine' or 'mean', found {strategy!r}")
+        if features.shape[1:2] != self.memory.shape[1:]:
+            raise ValueError(f'features: expected (B, {self.memory.shape[1]}, h, w), found {tuple(features.shape)}')
+        with full_precision(features):
+            px = LabelledPixels(features, mask, len(self.memory), ignore_index)
+            known, one = F.pad(self.seen, (0, 1))[px.label], px.valid.to(px.f)
+            far = 1 - px.cosine(self.rows())   # 1 - S
+            w = far.where(far > 64*torch.finfo(far.dtype).eps, 0) if strategy == 'cosine' else one
+            self._collect(px, w, one, first)
+            if last: self._move(momentum)
+            return (far*known).sum()/known.sum().clamp(min=1)
 
-def _first(self, px, plain):
-    "The first value of each row"
-    if self.init == 'first_mean': return _mean(plain)
-    return self.memory.where(self.seen[:, None], _mean((_one_pixel if self.init == 'random_pixel' else _clustered)(px)).to(self.memory))
+    def _collect(self, px: LabelledPixels, w: torch.Tensor, one: torch.Tensor, first: bool) -> None:
+        "Add the pixels, with weights and without, to the sums of the step; first values for classes that are new in it"
+        if first:
+            self.sums.zero_()
+            self.met.zero_()
+        self.sums.add_(_over_ranks(torch.stack([px.sums(w), px.sums(one)])))
+        if self.init != 'first_mean':
+            chosen = _mean((_one_pixel if self.init == 'random_pixel' else _clustered)(px)).to(self.memory)
+            self.first_rows.copy_(self.first_rows.where(self.met[:, None], chosen))
+        self.met.copy_(self.sums[1, :, -1] > 0)
 
-FeatureMemory._begin, FeatureMemory._first = _begin, _first
-
-# %% ../../nbs/models/10_feature_memory.ipynb #09623b06
-@torch.no_grad()
-def _update(self,
-    features: torch.Tensor,  # (B, C, h, w)
-    mask: torch.Tensor,      # (B, H, W) labels
-    momentum: float,         # m, share of the new
-    strategy: str = 'cosine',    # weights of pixels: 'cosine', 1 - S, or 'mean', all alike
-    ignore_index: int = IGNORE,  # label of void pixels
-    more: bool = False,  # another part of the batch of the last call?
-) -> torch.Tensor:  # scalar: mean of 1 - S over this call's pixels of classes that have a row
-    "Move the rows of the classes in `mask` towards their pixels (eqs. 6 and 8 to 10)"
-    if strategy not in ('cosine', 'mean'): raise ValueError(f"strategy: expected 'cosine' or 'mean', found {strategy!r}")
-    if features.shape[1:2] != self.memory.shape[1:]: raise ValueError(f'features: expected (B, {self.memory.shape[1]}, h, w), found {tuple(features.shape)}')
-    with full_precision(features):
-        px = LabelledPixels(features, mask, len(self.memory), ignore_index)
-        rows, seen = self._begin(more)
-        known, one = F.pad(seen, (0, 1))[px.label], px.valid.to(px.f)
-        far = 1 - px.cosine(rows)
-        w = far.where(far > 64*torch.finfo(far.dtype).eps, 0) if strategy == 'cosine' else one
-        weighted, plain = self.total.add_(_over_ranks(torch.stack([px.sums(w), px.sums(one)])))   # (K, C+1) each
-        new = _mean(weighted.where(weighted[:, -1:] > 0, plain))
-        moved = torch.where(seen[:, None], (1 - momentum)*rows + momentum*new, self._first(px, plain))
-        self.memory.copy_(moved.where(plain[:, -1:] > 0, rows))
-        self.seen.copy_(seen | (plain[:, -1] > 0))
-        return (far*known).sum()/known.sum().clamp(min=1)
-
-FeatureMemory.update = _update
+    def _move(self, momentum: float) -> None:
+        "M ← (1 - m) M + m M' for the classes of the step (eq. 6); new ones get their first value"
+        weighted, plain = self.sums   # (K, C+1) each
+        rows, new = self.rows(), _mean(weighted.where(weighted[:, -1:] > 0, plain))
+        first_rows = _mean(plain) if self.init == 'first_mean' else self.first_rows
+        moved = torch.where(self.seen[:, None], (1 - momentum)*rows + momentum*new, first_rows)
+        self.memory.copy_(moved.where(self.met[:, None], rows))
+        self.seen.copy_(self.seen | self.met)

@@ -14,13 +14,14 @@ from .deeplabv3 import ASPPHead
 from .feature_memory import FeatureMemory, poly_momentum
 from .ocrnet import OCRHead, region_means
 from .pspnet import PSPHead
-from .segmentor import ContextFusion, FCNHead, Segmentor, aux_loss, classifier, create_model, head_width, MODELS
+from .segmentor import ContextFusion, FCNHead, Head, LossTerm, MODELS, Segmentor
+from .segmentor import aux_loss, classifier, create_model, head_width
 
 # %% auto #0
-__all__ = ['HOSTS', 'DatasetContext', 'Fusion', 'RCLLoss', 'Rows', 'MCIBIHead', 'mcibi']
+__all__ = ['HOSTS', 'DatasetContext', 'MCIBIFusion', 'RCLLoss', 'ClassPrototypes', 'MCIBIHead', 'mcibi']
 
 # %% ../../nbs/models/11_mcibi.ipynb #f6f134bd
-def _aggregate(x, z, rows):
+def _aggregate(x: torch.Tensor, z: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
     "C'_bi = softmax(z) M (B, C, h, w); without rows, those of the picture itself"
     with full_precision(x):
         M = region_means(x, z) if rows is None else at_least_float32(rows)
@@ -29,22 +30,23 @@ def _aggregate(x, z, rows):
 
 # %% ../../nbs/models/11_mcibi.ipynb #11aa61d9
 class DatasetContext(nn.Module):
-    "Context beyond the image: features and rows of a memory → C_bi (B, C, h, w) and the rough segmentation H_1(R) (B, K, h, w) (Jin et al. 2021, eqs. 11 to 14)"
+    "Context beyond the image, C_bi (B, C, h, w), and the rough segmentation H_1(R) (B, K, h, w) (Jin et al. 2021, eqs. 11 to 14)"
     def __init__(self,
         dim: int,        # C, even
         n_classes: int,  # K
         relation: bool = True,  # refine the context by the relation of all positions? (eqs. 13 and 14)
-    ):
+    ) -> None:
         super().__init__()
         n, d = dim, dim//2
         self.H1 = nn.Sequential(conv_bn_relu(n, n, 1), nn.Conv2d(n, n_classes, 1))
-        self.g_q, self.g_k = [nn.Sequential(conv_bn_relu(n, d, 1), conv_bn_relu(d, d, 1)) if relation else None for _ in 'qk']
+        def two_layers(): return nn.Sequential(conv_bn_relu(n, d, 1), conv_bn_relu(d, d, 1))
+        self.g_q, self.g_k = (two_layers(), two_layers()) if relation else (None, None)
         self.g_v, self.g_o = conv_bn_relu(n, d, 1), conv_bn_relu(d, n, 1)
 
     def forward(self,
-        x,     # R (B, C, h, w)
-        rows,  # (K, C), or None
-    ):
+        x: torch.Tensor,            # R (B, C, h, w)
+        rows: torch.Tensor | None,  # of the memory (K, C); the means of the picture itself where not given
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         z = self.H1(x)
         c = _aggregate(x, z, rows)
         v = self.g_v(c)
@@ -54,20 +56,21 @@ class DatasetContext(nn.Module):
         return self.g_o(v), z
 
 # %% ../../nbs/models/11_mcibi.ipynb #1799eac5
-class Fusion(nn.Module):
+class MCIBIFusion(nn.Module):
     "R_aug = F(R, C_bi, C_wi) (B, C, h, w) (Jin et al. 2021, eq. 4)"
     def __init__(self,
         dim: int,     # C, channels of R and C_bi, and out
         within: int,  # channels of C_wi; 0: there is none
         fuse: str = 'concat',  # R and C_bi are joined by 'concat', 'add' or 'weighted'
-    ):
+    ) -> None:
         super().__init__()
-        if fuse not in ('concat', 'add', 'weighted'): raise ValueError(f"fuse: expected 'concat', 'add' or 'weighted', found {fuse!r}")
+        if fuse not in ('concat', 'add', 'weighted'):
+            raise ValueError(f"fuse: expected 'concat', 'add' or 'weighted', found {fuse!r}")
         context = within + dim*(fuse == 'concat')
         self.join, self.weights = fuse, nn.Conv2d(2*dim, 2, 1) if fuse == 'weighted' else None
         self.conv = ContextFusion(dim, context, dim) if context else conv_bn_relu(dim, dim)
 
-    def forward(self, r, beyond, within=None):
+    def forward(self, r: torch.Tensor, beyond: torch.Tensor, within: torch.Tensor | None = None) -> torch.Tensor:
         contexts = [t for t in (within, beyond) if t is not None]
         if self.join == 'concat': return self.conv(r, torch.cat(contexts, 1))
         if self.join == 'weighted':
@@ -79,34 +82,26 @@ class Fusion(nn.Module):
 class RCLLoss(nn.Module):
     "L_M: mean cross-entropy of the rows of the memory that have been seen; 0 without any (Jin et al. 2021, eq. 17)"
     def forward(self,
-        out,     # 'rcl': H_2(M) (K, K), 'seen': (K,)
-        target,  # not used
-    ):
+        out: dict[str, torch.Tensor],  # 'rcl': H_2(M) (K, K), 'seen': (K,)
+        target: torch.Tensor | None,   # not used
+    ) -> torch.Tensor:  # scalar
         z, seen = at_least_float32(out['rcl']), out['seen']
         loss = F.cross_entropy(z, torch.arange(len(z), device=z.device), reduction='none')   # (K,)
         return loss.where(seen, 0).sum()/seen.sum().clamp(min=1)
 
 # %% ../../nbs/models/11_mcibi.ipynb #5a07ac13
-def _fcn(h, maps): return h.convs(maps[-1]), None, {}
-def _psp(h, maps): return (r := h.reduce(maps[-1])), h.pyramid(r), {}
-def _aspp(h, maps): return (r := h.reduce(maps[-1])), h.aspp(r), {}
-def _ocr(h, maps): return (r := h.reduce(maps[-1])), h.context(r, z := h.regions(maps[-1])), {'regions': z}
+HOSTS = dict(fcn=FCNHead, pspnet=PSPHead, deeplabv3=ASPPHead, ocrnet=OCRHead)   # heads that MCIBI can sit in
 
-HOSTS = dict(   # head; maps → R, C_wi, more outputs; channels of C_wi
-    fcn=(FCNHead, _fcn, lambda h, n: 0), pspnet=(PSPHead, _psp, lambda h, n: h.pyramid.width),
-    deeplabv3=(ASPPHead, _aspp, lambda h, n: n), ocrnet=(OCRHead, _ocr, lambda h, n: n))
-
-def _host(name, channels, n_classes, n, options):
-    "A host without its own fusion and classifier, how it gathers, and the channels of C_wi"
+def _host(name: str, channels: list[int], n_classes: int, width: int, options: dict) -> Head:
+    "A head without its own fusion and classifier"
     if name not in HOSTS: raise ValueError(f'host: expected one of {", ".join(HOSTS)}, found {name!r}')
-    make, gather, width_of = HOSTS[name]
-    host = make(channels, n_classes, n, **options)
+    host = HOSTS[name](channels, n_classes, width, **options)
     host.fuse = host.classify = None
-    return host, gather, width_of(host, n)
+    return host
 
 # %% ../../nbs/models/11_mcibi.ipynb #b767dd7c
-class Rows(nn.Module):
-    "The rows (K, C) that a head aggregates: a memory with its schedule, or a control"
+class ClassPrototypes(nn.Module):
+    "The vectors (K, C) that a head aggregates, one for each class: a memory with its schedule, or a control"
     def __init__(self,
         kind: str,       # 'memory', or a control: 'learned', 'random' (frozen) or 'picture' (its own means)
         n_classes: int,  # K
@@ -114,52 +109,46 @@ class Rows(nn.Module):
         strategy: str = 'cosine',    # of the update: 'cosine' or 'mean'
         init: str = 'random_pixel',  # of a row: 'random_pixel', 'first_mean' or 'clustering'
         m0: float = .9,              # momentum at the start
-        poly: bool = True,           # does it fall with `set_progress`?
-    ):
+        poly: bool = True,           # does it fall with `training_progress`?
+    ) -> None:
         super().__init__()
-        if kind not in ('memory', 'learned', 'random', 'picture'): raise ValueError(f"rows: expected 'memory', 'learned', 'random' or 'picture', found {kind!r}")
-        self.strategy, self.m0, self.poly, self.progress = strategy, m0, poly, 0.
+        if kind not in ('memory', 'learned', 'random', 'picture'):
+            raise ValueError(f"prototypes: expected 'memory', 'learned', 'random' or 'picture', found {kind!r}")
+        self.strategy, self.m0, self.poly = strategy, m0, poly
+        self.training_progress = 0.   # share of the training that is done, 0 to 1
         self.memory = FeatureMemory(n_classes, dim, init) if kind == 'memory' else None
         if kind == 'learned': self.table = nn.Parameter(torch.randn(n_classes, dim).relu())
         else: self.register_buffer('table', torch.randn(n_classes, dim).relu() if kind == 'random' else None)
-        self.continued = False
 
-    def forward(self):
-        if self.memory is None: return self.table   # None: the picture's own
-        return self.memory.rows(before=self.training and self.continued)
+    def forward(self) -> torch.Tensor | None:
+        "The vectors (K, C), or None where they are the picture's own means"
+        return self.table if self.memory is None else self.memory.rows()
 
     @property
-    def momentum(self) -> float: return poly_momentum(self.progress, 1, self.m0) if self.poly else self.m0
+    def momentum(self) -> float:
+        "Of the memory's update (eq. 7)"
+        return poly_momentum(self.training_progress, 1, self.m0) if self.poly else self.m0
 
-    def set_progress(self,
-        t: float,  # share of the training that is done, 0 to 1
-    ):
-        "Tell the memory's momentum where in the training it is (eq. 7)"
-        self.progress = t
-
-    def continue_step(self):
-        "The next batch belongs to the step of the last one, as in gradient accumulation"
-        self.continued = self.memory is not None
-
-    def remember(self,
+    def update(self,
         features: torch.Tensor,  # (B, C, h, w)
         target: torch.Tensor,    # (B, H, W) labels
+        first: bool = True,      # the first batch of a step of the optimiser?
+        last: bool = True,       # the last one?
     ) -> torch.Tensor:  # scalar, mean of 1 - S
-        "Update the memory"
-        more, self.continued = self.continued, False
-        return self.memory.update(features, target, self.momentum, self.strategy, more=more)
+        "Update the memory (eqs. 6 to 10)"
+        return self.memory.update(features, target, self.momentum, self.strategy, first=first, last=last)
 
 # %% ../../nbs/models/11_mcibi.ipynb #ac5265a4
 @MODELS.register('mcibi')
-class MCIBIHead(nn.Module):
-    "Each cell gathers what the data set knows about the classes it may belong to, beside what the host finds in the picture (Jin et al. 2021, figure 2)"
+class MCIBIHead(Head):
+    "Each cell gathers what the data set knows of its likely classes, beside what the host finds in the picture (Jin et al. 2021, figure 2)"
     def __init__(self,
         channels: list[int],  # the backbone's, fine to coarse
         n_classes: int,       # K
         width: int | None = None,  # C; `head_width` where not given
         host: str = 'fcn',         # context within the image: 'fcn' (none), 'pspnet', 'deeplabv3' or 'ocrnet'
         host_options: dict | None = None,  # to the host
-        rows: str = 'memory',      # what is aggregated: 'memory', or a control: 'learned', 'random' or 'picture'
+        prototypes: str = 'memory',  # what is aggregated: 'memory', or a control: 'learned', 'random' or 'picture'
         relation: bool = True,     # eqs. 13 and 14?
         fuse: str = 'concat',      # 'concat', 'add' or 'weighted'
         alpha: float = .4,         # weight of the rough segmentation's loss
@@ -168,33 +157,39 @@ class MCIBIHead(nn.Module):
         strategy: str = 'cosine',    # of the memory's update: 'cosine' or 'mean'
         init: str = 'random_pixel',  # of its rows: 'random_pixel', 'first_mean' or 'clustering'
         m0: float = .9,              # its momentum at the start
-        poly: bool = True,           # does the momentum fall with `set_progress`?
-    ):
+        poly: bool = True,           # does the momentum fall with `training_progress`?
+    ) -> None:
         super().__init__()
         n = head_width(channels, width)
         if n < 2: raise ValueError(f'width: expected at least 2 channels, found {n}')
-        self.host, self.gather, within = _host(host, channels, n_classes, n, host_options or {})
-        self.rows, self.context, self.fusion = Rows(rows, n_classes, n, strategy, init, m0, poly), DatasetContext(n, n_classes, relation), Fusion(n, within, fuse)
+        self.host = _host(host, channels, n_classes, n, host_options or {})
+        self.prototypes = ClassPrototypes(prototypes, n_classes, n, strategy, init, m0, poly)
+        self.context, self.fusion = DatasetContext(n, n_classes, relation), MCIBIFusion(n, self.host.context_width, fuse)
         self.classify, self.alpha, self.beta = classifier(n, n_classes, dropout), alpha, beta
 
-# %% ../../nbs/models/11_mcibi.ipynb #68b08c87
-def _remember_rows(rows, out, target):
-    "The loss of weight 0 that updates the memory"
-    return rows.remember(out['features'], target)
+    def loss_terms(self) -> tuple[LossTerm, ...]:
+        "Those of the host, the rough segmentation's (eq. 18), and representation-consistent learning (eq. 17)"
+        rough = LossTerm('rough', self.alpha, partial(aux_loss, key='rough'))
+        rcl = () if self.prototypes.memory is None else (LossTerm('rcl', self.beta, RCLLoss()),)
+        return *self.host.loss_terms(), rough, *rcl
 
-def _forward(self, maps):
-    (r, within, out), M = self.gather(self.host, maps), self.rows()
-    c, z = self.context(r, M)
-    out = out | {'logits': self.classify(self.fusion(r, c, within)), 'rough': z}
-    if not self.training or self.rows.memory is None: return out
-    memory, before = self.rows.memory, self.rows.continued
-    return out | {'features': r, 'rcl': self.classify(M.to(r.dtype)[..., None, None]).flatten(1), 'seen': (memory.before_seen if before else memory.seen).clone()}
+    def forward(self, maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        (r, within, more), M = self.host.gather(maps), self.prototypes()
+        c, z = self.context(r, M)
+        out = more | {'logits': self.classify(self.fusion(r, c, within)), 'rough': z}
+        if not self.training or self.prototypes.memory is None: return out
+        rcl = self.classify(M.to(r.dtype)[..., None, None]).flatten(1)   # H_2(M) (K, K)
+        return out | {'features': r, 'rcl': rcl, 'seen': self.prototypes.memory.seen.clone()}
 
-def _losses(self):
-    kept = (('rcl', self.beta, RCLLoss()), ('drift', 0., partial(_remember_rows, self.rows))) if self.rows.memory is not None else ()
-    return (*self.host.losses, ('rough', self.alpha, partial(aux_loss, key='rough')), *kept)
-
-MCIBIHead.forward, MCIBIHead.losses = _forward, property(_losses)
+    def after_training_batch(self,
+        out: dict[str, torch.Tensor],  # what the model gave in training
+        target: torch.Tensor,          # (B, H, W) labels
+        first: bool = True,  # the first batch of a step of the optimiser?
+        last: bool = True,   # the last one?
+    ) -> dict[str, torch.Tensor]:  # 'drift': mean of 1 - S
+        "Training hook: update the memory"
+        if 'features' not in out: return {}
+        return {'drift': self.prototypes.update(out['features'], target, first, last)}
 
 # %% ../../nbs/models/11_mcibi.ipynb #6338ea93
 def mcibi(

@@ -9,7 +9,7 @@ import torch, torch.nn.functional as F
 from torch import nn
 from ..core import at_least_float32, full_precision
 from .backbones import conv_bn_relu
-from .segmentor import ContextFusion, MODELS, Segmentor, aux_loss, classifier, conv_pooled, create_model, head_width
+from .segmentor import ContextFusion, Head, LossTerm, MODELS, Segmentor, aux_loss, classifier, conv_pooled, create_model, head_width
 
 # %% auto #0
 __all__ = ['region_means', 'ObjectContext', 'OCRHead', 'ocrnet']
@@ -51,9 +51,8 @@ class ObjectContext(nn.Module):
 
 # %% ../../nbs/models/06_ocrnet.ipynb #929b0446
 @MODELS.register('ocrnet')
-class OCRHead(nn.Module):
+class OCRHead(Head):
     "Each cell gathers the mean features of the classes' soft regions, which a rough segmentation gives (Yuan et al. 2020)"
-    losses = (('regions', .4, partial(aux_loss, key='regions')),)
     def __init__(self,
         channels: list[int],  # the backbone's, fine to coarse
         n_classes: int,       # K
@@ -64,12 +63,22 @@ class OCRHead(nn.Module):
         n = head_width(channels, width)
         self.regions = nn.Sequential(conv_bn_relu(channels[-1], n, 1), nn.Conv2d(n, n_classes, 1))
         self.reduce, self.context = conv_bn_relu(channels[-1], n), ObjectContext(n)
+        self.context_width = n   # channels of the context
         self.fuse = ContextFusion(n, n, n, 1)
         self.classify = classifier(n, n_classes, dropout)
 
-    def forward(self, maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    def loss_terms(self) -> tuple[LossTerm, ...]:
+        "The cross-entropy of the rough segmentation"
+        return (LossTerm('regions', .4, partial(aux_loss, key='regions')),)
+
+    def gather(self, maps: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        "Features and context, (B, width, h, w) both, and the rough segmentation"
         z, x = self.regions(maps[-1]), self.reduce(maps[-1])
-        return {'logits': self.classify(self.fuse(x, self.context(x, z))), 'regions': z}
+        return x, self.context(x, z), {'regions': z}
+
+    def forward(self, maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        x, context, more = self.gather(maps)
+        return {'logits': self.classify(self.fuse(x, context))} | more
 
 # %% ../../nbs/models/06_ocrnet.ipynb #3d416d88
 def ocrnet(

@@ -8,7 +8,7 @@ import torch, torch.nn.functional as F
 from torch import nn
 from ..core import check_positive
 from .backbones import conv_bn_relu
-from .segmentor import ContextFusion, MODELS, Segmentor, classifier, conv_pooled, create_model, head_width, upsample
+from .segmentor import ContextFusion, Head, MODELS, Segmentor, classifier, conv_pooled, create_model, head_width, upsample
 
 # %% auto #0
 __all__ = ['PyramidPooling', 'PSPHead', 'pspnet']
@@ -34,9 +34,8 @@ class PyramidPooling(nn.Module):
 
 # %% ../../nbs/models/04_pspnet.ipynb #cff4e90c
 @MODELS.register('pspnet')
-class PSPHead(nn.Module):
+class PSPHead(Head):
     "Each cell is told the means of the windows it lies in, from a sixth of the picture's side to all of it (Zhao et al. 2017)"
-    losses = ()
     def __init__(self,
         channels: list[int],  # the backbone's, fine to coarse
         n_classes: int,       # K
@@ -47,12 +46,18 @@ class PSPHead(nn.Module):
         super().__init__()
         n = head_width(channels, width)
         self.reduce, self.pyramid = conv_bn_relu(channels[-1], n), PyramidPooling(n, bins)
-        self.fuse = ContextFusion(n, self.pyramid.width, n)
+        self.context_width = self.pyramid.width   # channels of the context
+        self.fuse = ContextFusion(n, self.context_width, n)
         self.classify = classifier(n, n_classes, dropout)
 
-    def forward(self, maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    def gather(self, maps: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        "Features (B, width, h, w), context (B, context_width, h, w), no other outputs"
         f = self.reduce(maps[-1])
-        return {'logits': self.classify(self.fuse(f, self.pyramid(f)))}
+        return f, self.pyramid(f), {}
+
+    def forward(self, maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        f, context, _ = self.gather(maps)
+        return {'logits': self.classify(self.fuse(f, context))}
 
 # %% ../../nbs/models/04_pspnet.ipynb #b0a79818
 def pspnet(

@@ -8,15 +8,14 @@ import torch
 from torch import nn
 from ..core import check_positive, finite_scores
 from .backbones import conv_bn_relu
-from .segmentor import Segmentor, upsample
+from .segmentor import Head, Segmentor, upsample
 
 # %% auto #0
 __all__ = ['RefinementHead', 'RefinementBackbone', 'refinement_net']
 
 # %% ../../nbs/models/15_refinement.ipynb #9b62cb6c
-class RefinementHead(nn.Module):
+class RefinementHead(Head):
     "Coarse scores, corrected by what finer maps show (Lin et al. 2017, figure 12)"
-    losses = ()
     def __init__(self,
         channels: list[int],  # of the trunk's maps, fine to coarse, and of the scores: K
         width: int = 32,      # of all inner maps

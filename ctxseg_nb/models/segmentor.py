@@ -5,6 +5,8 @@
 # %% ../../nbs/models/03_segmentor.ipynb #815626bc
 from __future__ import annotations
 import json, re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from safetensors.torch import save
@@ -14,8 +16,9 @@ from ..core import IGNORE, IMAGENET_STATS, Registry, at_least_float32, atomic_wr
 from .backbones import PADDING, check_fit, conv_bn_relu, copy_tensors, create_backbone, open_tensors
 
 # %% auto #0
-__all__ = ['MODELS', 'head_width', 'classifier', 'FCNHead', 'upsample', 'aux_loss', 'check_images', 'tell_progress', 'Segmentor',
-           'GAPHead', 'ContextFusion', 'conv_pooled', 'create_model', 'fcn', 'param_groups', 'save_model', 'load_model']
+__all__ = ['MODELS', 'head_width', 'classifier', 'LossTerm', 'Head', 'FCNHead', 'upsample', 'aux_loss', 'check_images',
+           'set_training_progress', 'Segmentor', 'GAPHead', 'ContextFusion', 'conv_pooled', 'create_model', 'fcn',
+           'param_groups', 'save_model', 'load_model']
 
 # %% ../../nbs/models/03_segmentor.ipynb #e275ff6e
 def head_width(
@@ -37,24 +40,65 @@ def classifier(
     check_share(dropout=dropout)
     return nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(width, n_classes, 1))
 
+# %% ../../nbs/models/03_segmentor.ipynb #5e970310
+@dataclass(frozen=True)
+class LossTerm:
+    "A loss that a head adds to the pixel loss: `weight*function(out, target)`"
+    name: str      # as it is recorded
+    weight: float  # its factor in the sum
+    function: Callable[[dict[str, torch.Tensor], torch.Tensor], torch.Tensor]  # output in training, labels (B, H, W) → scalar
+
+    def count(self,
+        target: torch.Tensor,  # (B, H, W) labels
+    ) -> torch.Tensor:  # scalar
+        "Of how many things the term is the mean: what the function's own `count(target)` gives, or the number of labelled pixels"
+        own = getattr(self.function, 'count', None)
+        return (target != IGNORE).sum() if own is None else own(target)
+
+# %% ../../nbs/models/03_segmentor.ipynb #5e970311
+class Head(nn.Module):
+    "What makes logits of a backbone's maps. A subclass needs `__init__(self, channels, n_classes, **options)` and `forward(self, maps)`"
+    def loss_terms(self) -> tuple[LossTerm, ...]:
+        "Losses beside the pixel loss; none"
+        return ()
+
+    def after_training_batch(self,
+        out: dict[str, torch.Tensor],  # what the model gave in training
+        target: torch.Tensor,          # (B, H, W) labels
+        first: bool = True,  # the first batch of a step of the optimiser?
+        last: bool = True,   # the last one?
+    ) -> dict[str, torch.Tensor]:  # scalars to record, by name
+        "Training hook, called after the loss of each training batch; does nothing"
+        return {}
+
+# %% ../../nbs/models/03_segmentor.ipynb #7a268141
+MODELS = Registry('model', 'ctxseg_nb.models')  # name → function of (channels, n_classes, **options) that gives a head
+
 # %% ../../nbs/models/03_segmentor.ipynb #25287e7a
-class FCNHead(nn.Module):
+@MODELS.register('fcn_wide', dilations=(1, 2, 4, 8))
+@MODELS.register('fcn')
+class FCNHead(Head):
     "3×3 convolutions on the coarsest map, then logistic regression at each cell (Long et al. 2015)"
-    losses = ()
+    context_width = 0  # channels of the context
     def __init__(self,
         channels: list[int],  # the backbone's, fine to coarse
         n_classes: int,       # K
         width: int | None = None,  # channels of the 3×3 convolutions; `head_width` where not given
         dilations: tuple[int, ...] = (1,),  # of the 3×3 convolutions, one after the other
         dropout: float = .1,  # share of channels dropped before the classifier
-    ):
+    ) -> None:
         super().__init__()
         check_positive(dilations=dilations)
         n = [channels[-1]] + [head_width(channels, width)]*len(dilations)
         self.convs = nn.Sequential(*[conv_bn_relu(a, b, dilation=d) for a, b, d in zip(n, n[1:], dilations)])
         self.classify = classifier(n[-1], n_classes, dropout)
 
-    def forward(self, maps): return {'logits': self.classify(self.convs(maps[-1]))}
+    def gather(self, maps: list[torch.Tensor]) -> tuple[torch.Tensor, None, dict[str, torch.Tensor]]:
+        "Features (B, width, h, w), no context, no other outputs"
+        return self.convs(maps[-1]), None, {}
+
+    def forward(self, maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {'logits': self.classify(self.gather(maps)[0])}
 
 # %% ../../nbs/models/03_segmentor.ipynb #dae898c2
 def upsample(
@@ -73,7 +117,8 @@ def aux_loss(
     "Mean cross-entropy of an auxiliary segmentation over the labelled pixels"
     check_n_classes(out[key].shape[1])
     z = out[key] if out[key].shape[-2:] == target.shape[-2:] else upsample(out[key], target.shape[-2:])
-    return shared_mean(F.cross_entropy(at_least_float32(z), target, ignore_index=IGNORE, reduction='sum'), (target != IGNORE).sum())
+    total = F.cross_entropy(at_least_float32(z), target, ignore_index=IGNORE, reduction='sum')
+    return shared_mean(total, (target != IGNORE).sum())
 
 # %% ../../nbs/models/03_segmentor.ipynb #51f4bade
 def check_images(
@@ -85,13 +130,13 @@ def check_images(
     raise ValueError(f'expected floating images (B, 3, H, W), found {tuple(x.shape)} of {x.dtype}')
 
 # %% ../../nbs/models/03_segmentor.ipynb #9b197096
-def tell_progress(
+def set_training_progress(
     model: nn.Module,
-    t: float,  # share of the training that is done, 0 to 1
-):
-    "Call `set_progress(t)` of all parts of the model that have it"
-    for m in model.modules():
-        if m is not model and hasattr(m, 'set_progress'): m.set_progress(t)
+    progress: float,  # share of the training that is done, 0 to 1
+) -> None:
+    "Set `training_progress` of all parts of the model that have it"
+    for part in model.modules():
+        if hasattr(part, 'training_progress'): part.training_progress = progress
 
 # %% ../../nbs/models/03_segmentor.ipynb #f4f5e0de
 class Segmentor(nn.Module):
@@ -99,44 +144,59 @@ class Segmentor(nn.Module):
     config = None  # what `create_model` made it from
     def __init__(self,
         backbone: nn.Module,  # gives a list of maps, has `channels` and `strides`
-        head: nn.Module,      # maps → dict with 'logits' (B, K, h, w); has `losses`
-        aux: nn.Module | None = None,  # a head on the stage before the last, used in training only
-        aux_weight: float = .4,        # of its loss
-    ):
+        head: Head,           # maps → dict with 'logits' (B, K, h, w)
+        aux: Head | None = None,  # a head on the stage before the last, used in training only
+        aux_weight: float = .4,   # of its loss
+    ) -> None:
         super().__init__()
         self.backbone, self.head, self.aux, self.aux_weight = backbone, head, aux, aux_weight
 
-    @property
-    def loss_parts(self): return (*self.head.losses, *[('aux', self.aux_weight, aux_loss)]*(self.aux is not None))
+    def loss_terms(self) -> tuple[LossTerm, ...]:
+        "The losses of the head, and that of the auxiliary head"
+        aux = () if self.aux is None else (LossTerm('aux', self.aux_weight, aux_loss),)
+        return *self.head.loss_terms(), *aux
 
-    def outputs(self, x):
+    def after_training_batch(self,
+        out: dict[str, torch.Tensor],  # what the model gave in training
+        target: torch.Tensor,          # (B, H, W) labels, void is `IGNORE`
+        first: bool = True,  # the first batch of a step of the optimiser?
+        last: bool = True,   # the last one?
+    ) -> dict[str, torch.Tensor]:  # scalars to record, by name
+        "The head's training hook. `SegmentationLoss(model)` calls it; who computes a loss by other means calls it after each training batch"
+        return self.head.after_training_batch(out, target, first, last)
+
+    def outputs(self,
+        x: torch.Tensor,  # (B, 3, H, W)
+    ) -> dict[str, torch.Tensor]:
+        "Everything that the heads give; 'logits' and 'aux' at the size of the images"
         x = check_images(x)
         maps = self.backbone(x)
         out = dict(self.head(maps))
         if self.training and self.aux is not None: out['aux'] = self.aux(maps[:-1] or maps)['logits']
         return out | {k: upsample(out[k], x.shape[-2:]) for k in ('logits', 'aux') if k in out}
 
-    def forward(self, x): return self.outputs(x) if self.training else self.outputs(x)['logits']
-    def set_progress(self, t): tell_progress(self, t)
+    def forward(self, x: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+        return self.outputs(x) if self.training else self.outputs(x)['logits']
 
 # %% ../../nbs/models/03_segmentor.ipynb #bbaff800
-class GAPHead(nn.Module):
+@MODELS.register('gap_local', pool=False)
+@MODELS.register('gap')
+class GAPHead(Head):
     "Every cell is told the mean of all cells: relu(BN(W_f f) + W_g g) (Liu et al. 2016, ParseNet)"
-    losses = ()
     def __init__(self,
         channels: list[int],  # the backbone's, fine to coarse
         n_classes: int,       # K
         width: int | None = None,  # channels of f and g; `head_width` where not given
         pool: bool = True,    # False: g = f, the control without context
         dropout: float = .1,  # share of channels dropped before the classifier
-    ):
+    ) -> None:
         super().__init__()
         n, self.pool = head_width(channels, width), pool
         self.reduce, self.norm = conv_bn_relu(channels[-1], n), nn.BatchNorm2d(n)
         self.W_f, self.W_g = nn.Conv2d(n, n, 1, bias=False), nn.Conv2d(n, n, 1, bias=False)
         self.classify = classifier(n, n_classes, dropout)
 
-    def forward(self, maps):
+    def forward(self, maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         f = self.reduce(maps[-1])
         g = f.mean((2, 3), keepdim=True) if self.pool else f
         return {'logits': self.classify(F.relu(self.norm(self.W_f(f)) + self.W_g(g)))}
@@ -164,15 +224,6 @@ def conv_pooled(
 ) -> nn.Sequential:
     "1×1 convolution of a pooled map, batch norm where it has more than one cell, ReLU"
     return conv_bn_relu(cin, cout, 1) if cells > 1 else nn.Sequential(nn.Conv2d(cin, cout, 1), nn.ReLU(inplace=True))
-
-# %% ../../nbs/models/03_segmentor.ipynb #7a268141
-MODELS = Registry('model', 'ctxseg_nb.models')  # name → function of (channels, n_classes, **options) that gives a head
-
-# %% ../../nbs/models/03_segmentor.ipynb #e54c381a
-MODELS.register('fcn')(FCNHead)
-MODELS.register('fcn_wide', dilations=(1, 2, 4, 8))(FCNHead)
-MODELS.register('gap')(GAPHead)
-MODELS.register('gap_local', pool=False)(GAPHead);
 
 # %% ../../nbs/models/03_segmentor.ipynb #fb3f2399
 def create_model(

@@ -15,13 +15,14 @@ from fastcore.basics import IN_NOTEBOOK
 from ..core import tune_malloc, progress
 from ..data.dataset import missing_classes
 from ..evaluation.sliding_window import Predictor
-from ..models.segmentor import create_model, param_groups, tell_progress
+from ..models.segmentor import create_model, param_groups, set_training_progress
 from .losses import SegmentationLoss, class_weights, count_labels
 from ..evaluation.metrics import segmentation_metrics
 
 # %% auto #0
-__all__ = ['OPTIMISERS', 'poly', 'head_first', 'training_counts', 'LossParts', 'TellProgress', 'StepProgress', 'steps_shown',
-           'AccumulateGradients', 'CheckFinite', 'DeviceMixedPrecision', 'SegmentationLearner', 'segmentation_learner']
+__all__ = ['OPTIMISERS', 'poly', 'head_lr_multiplier', 'training_counts', 'LossTermRecorder', 'TrainingProgress', 'StepProgress',
+           'steps_shown', 'AccumulateGradients', 'CheckFinite', 'DeviceMixedPrecision', 'SegmentationLearner',
+           'segmentation_learner']
 
 # %% ../../nbs/training/55_learner.ipynb #3c109700
 def poly(
@@ -39,7 +40,7 @@ def _scaled(step):
     def inner(p, lr, lr_mult=1., **hypers): return step(p, lr=lr*lr_mult, **hypers)
     return inner
 
-def head_first(
+def head_lr_multiplier(
     opt_func,         # fastai optimiser: `SGD`, `Adam`, a `partial` of one
     head_lr: float,   # rate of the last group of parameters, as a multiple of that of the others
 ):
@@ -76,30 +77,39 @@ def training_counts(
     return counts
 
 # %% ../../nbs/training/55_learner.ipynb #97567e09
-class LossParts(Callback):
-    "Collect each part of a `SegmentationLoss` at every training step in `recorder.parts`, {name: list of numbers}"
+class LossTermRecorder(Callback):
+    "Collect each value of a `SegmentationLoss` at every training step in `recorder.loss_values`, {name: list of numbers}"
     run_valid = False
 
-    def before_fit(self): self.parts, self.pending = {}, []
+    def before_fit(self):
+        self.terms, self.pending = {}, []
+
     def after_loss(self):
         values = getattr(self.loss_func, 'values', None)
         if values: self.pending.append(torch.stack([v.float() for v in values.values()]))
+
     def after_train(self):
         if not self.pending: return
         rows = torch.stack([v.to(self.pending[-1].device) for v in self.pending]).tolist()
-        for name, column in zip(self.loss_func.values, zip(*rows)): self.parts.setdefault(name, []).extend(column)
+        for name, column in zip(self.loss_func.values, zip(*rows)): self.terms.setdefault(name, []).extend(column)
         self.pending = []
-    def state_dict(self): return dict(parts=self.parts, pending=torch.stack(self.pending) if self.pending else None)
-    def load_state_dict(self, state): self.parts, self.pending = state['parts'], [] if state['pending'] is None else list(state['pending'])
 
     def after_fit(self):
-        if self.parts: self.recorder.parts = self.parts
+        if self.terms: self.recorder.loss_values = self.terms
+
+    def state_dict(self) -> dict:
+        "For a checkpoint"
+        return dict(terms=self.terms, pending=torch.stack(self.pending) if self.pending else None)
+
+    def load_state_dict(self, state: dict) -> None:
+        "From a checkpoint"
+        self.terms, self.pending = state['terms'], [] if state['pending'] is None else list(state['pending'])
 
 # %% ../../nbs/training/55_learner.ipynb #b4b1b932
-class TellProgress(Callback):
-    "Call `set_progress(t)` of all parts of the model that have it before every training step, t = 0 to 1"
+class TrainingProgress(Callback):
+    "Tell all parts of the model that have `training_progress`, before every training step, how much of the training is done, 0 to 1"
     run_valid = False
-    def before_batch(self): tell_progress(self.model, self.pct_train)
+    def before_batch(self): set_training_progress(self.model, self.pct_train)
 
 # %% ../../nbs/training/55_learner.ipynb #5e0c1d02
 class StepProgress(Callback):
@@ -134,12 +144,12 @@ def steps_shown(learn: Learner) -> Iterator[None]:
 
 # %% ../../nbs/training/55_learner.ipynb #f637711b
 @patch
-def plot_parts(self: Recorder,
+def plot_loss_values(self: Recorder,
     ax=None,  # matplotlib axes; new ones where not given
 ):
-    "Draw the value of each part of the loss, unweighted, over the steps of the last fit"
+    "Draw the value of each term of the loss, unweighted, over the steps of the last fit"
     ax = ax or plt.subplots(figsize=(5, 2.5))[1]
-    for name, values in self.parts.items(): ax.plot(values, label=name)
+    for name, values in self.loss_values.items(): ax.plot(values, label=name)
     ax.set(xlabel='step', ylabel='loss')
     ax.legend(frameon=False, fontsize=8)
     return ax
@@ -165,7 +175,7 @@ class AccumulateGradients(Callback):
     order, run_valid, run_options = 45, False, ('n',)   # behind those who share out the batches of several processes, before the recorder
     def __init__(self,
         n: int,  # batches to a step
-    ):
+    ) -> None:
         if n < 1: raise ValueError(f'accumulate: expected 1 batch or more, found {n}')
         self.n = n
 
@@ -184,7 +194,7 @@ class AccumulateGradients(Callback):
     def before_train(self): self.learn.dl = _Groups(self.dl, self.n, self._count, self._turn)
 
     def _count(self, group):
-        counts = torch.stack([self.loss_func.counts(b[-1]) for b in group])   # (n, parts)
+        counts = torch.stack([self.loss_func.counts(b[-1]) for b in group])   # (n, terms)
         if dist.is_available() and dist.is_initialized(): dist.all_reduce(counts)
         total = counts.sum(0)
         self.shares = counts/total.where(total > 0, 1)
@@ -192,16 +202,12 @@ class AccumulateGradients(Callback):
     def _turn(self, i, last): self.i, self.last = i, last
 
     def before_batch(self):
-        if self.i == 0:
-            self.progress = self.pct_train
-            return
-        tell_progress(self.model, self.progress)   # of the step, not of the batch
-        for m in self.model.modules():
-            if hasattr(m, 'continue_step'): m.continue_step()
+        if self.i == 0: self.progress = self.pct_train
+        else: set_training_progress(self.model, self.progress)   # of the step, not of the batch
 
     def after_pred(self):
-        names = 'pixel', *[name for name, _, _ in self.loss_func.parts]
-        self.loss_func.shares = dict(zip(names, self.shares[self.i]))
+        names = 'pixel', *[term.name for term in self.loss_func.terms]
+        self.loss_func.next_batch(dict(zip(names, self.shares[self.i])), first=self.i == 0, last=self.last)
 
     def after_loss(self): self.learn.loss = self.loss_func.total(self.loss_func.values)   # as it is without shares
 
@@ -337,7 +343,7 @@ def segmentation_learner(
     head_lr: float | None = None,  # the head's rate as a multiple of the backbone's; 10 with 'sgd', 1 with 'adamw'
     weights='sqrt',     # class weights: 1/sqrt(frequency) in training, (K,) tensor, or None
     metrics=None,       # `segmentation_metrics(dls.info)` where not given
-    cbs=None,           # callbacks beside `LossParts`, `TellProgress` and `CheckFinite`
+    cbs=None,           # callbacks beside `LossTermRecorder`, `TrainingProgress` and `CheckFinite`
     precision: str | None = None,  # 'fp16' or 'bf16': mixed precision
     accumulate: int = 1,  # batches to a step
     channels_last: bool = False,  # channels beside each other in memory?
@@ -348,8 +354,8 @@ def segmentation_learner(
     "A `SegmentationLearner` with a paper's defaults. Raises `ValueError` for unknown names and data without `info`"
     r, info = _recipe(opt), _card(dls)
     model = _model(model, info.n_classes, backbone, compile, options)
-    cbs = [LossParts(), TellProgress(), CheckFinite(), *_switches(precision, accumulate, channels_last), *L(cbs)]
+    cbs = [LossTermRecorder(), TrainingProgress(), CheckFinite(), *_switches(precision, accumulate, channels_last), *L(cbs)]
     tune_malloc()
-    return SegmentationLearner(dls, model, SegmentationLoss(model.loss_parts, _class_weights(weights, dls, info.n_classes)),
-                   head_first(r['opt_func'], _rate('head_lr', head_lr, r['head_lr'])), lr=_rate('lr', lr, r['lr']), wd_bn_bias=r['wd_bn_bias'], splitter=param_groups,
+    return SegmentationLearner(dls, model, SegmentationLoss(model, _class_weights(weights, dls, info.n_classes)),
+                   head_lr_multiplier(r['opt_func'], _rate('head_lr', head_lr, r['head_lr'])), lr=_rate('lr', lr, r['lr']), wd_bn_bias=r['wd_bn_bias'], splitter=param_groups,
                    metrics=segmentation_metrics(info) if metrics is None else metrics, cbs=cbs, path=path)

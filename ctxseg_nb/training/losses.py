@@ -4,12 +4,13 @@
 
 # %% ../../nbs/training/50_losses.ipynb #31254651
 from __future__ import annotations
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from ..core import IGNORE, at_least_float32, check_labels, shared_mean
+from ..core import IGNORE, as_plain_tensor, at_least_float32, check_labels, shared_mean
+from ..models.segmentor import LossTerm
 
 # %% auto #0
 __all__ = ['count_labels', 'class_weights', 'pixel_cross_entropy', 'SegmentationLoss']
@@ -43,7 +44,7 @@ def class_weights(
     return (w/w[occurs].mean()).float()
 
 # %% ../../nbs/training/50_losses.ipynb #0084960f
-def _check_shapes(logits, target, weight):
+def _check_shapes(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None) -> None:
     if logits.ndim != 4 or logits.shape[:1] + logits.shape[2:] != target.shape or target.is_floating_point():
         raise ValueError(f'expected logits (B, K, H, W) and integer target (B, H, W), found logits {tuple(logits.shape)} '
                          f'and target {tuple(target.shape)} of {target.dtype}')
@@ -58,7 +59,8 @@ def pixel_cross_entropy(
     ignore_index: int = IGNORE,  # label of void pixels
     reduction: str = 'mean',  # 'mean' over the batch, or 'none': one mean for each image
 ) -> torch.Tensor:  # scalar, or (B,)
-    "Weighted mean of the cross-entropy over valid pixels, 0 without any; at least float32. Raises `ValueError` for shapes that don't match and, on the CPU, for labels outside 0..K-1"
+    """Weighted mean of the cross-entropy over valid pixels, 0 without any; at least float32.
+    Raises `ValueError` for shapes that don't match and, on the CPU, for labels outside 0..K-1"""
     _check_shapes(logits, target, weight)
     target = target.long()
     if target.device.type == 'cpu': check_labels(target, logits.shape[1], ignore_index)
@@ -71,50 +73,67 @@ def pixel_cross_entropy(
     return (w*ce).sum((1, 2))/(norm + (norm == 0))
 
 # %% ../../nbs/training/50_losses.ipynb #16de2160
-def _plain(x): return x.as_subclass(torch.Tensor)  # fastai's TensorImage and TensorMask run their own dispatch
-
 class SegmentationLoss(nn.Module):
-    "Pixel cross-entropy plus the losses that only this model's heads have"
+    "Pixel cross-entropy plus the loss terms of a model, which then hears of the batch by its hook `after_training_batch`"
     def __init__(self,
-        parts: Iterable[tuple[str, float, Callable]] = (),  # (name, weight, `fn(out: dict, target) -> scalar`)
-        weight=None,  # (K,) class weights
+        model: nn.Module | None = None,  # a `Segmentor`; the pixel cross-entropy alone where not given
+        weight: Iterable[float] | torch.Tensor | None = None,  # (K,) class weights
         ignore_index: int = IGNORE,  # label of void pixels
-    ):
+        terms: Iterable[LossTerm] = (),  # more than the model's own
+    ) -> None:
         super().__init__()
-        self.parts, self.ignore_index, self.reduction = tuple(parts), ignore_index, 'mean'
-        self.values = {}  # unweighted value of each part in the last call
-        self.shares = {}  # of each part: the factor in the next call only, where a step of the optimiser has several batches
-        names = ['pixel'] + [name for name, _, _ in self.parts]
-        if len(set(names)) < len(names): raise ValueError(f'the parts of a loss need different names, found {names}')
+        own, self.after_training_batch = ((), None) if model is None else (model.loss_terms(), model.after_training_batch)
+        self.terms, self.ignore_index, self.reduction = (*own, *terms), ignore_index, 'mean'
+        self.values: dict[str, torch.Tensor] = {}  # of the last call: unweighted value of each term, and what the hook gives
+        self.next_batch()
+        names = ['pixel'] + [term.name for term in self.terms]
+        if len(set(names)) < len(names): raise ValueError(f'the terms of a loss need different names, found {names}')
         self.register_buffer('weight', None if weight is None else torch.as_tensor(weight).float())
 
-    def forward(self, pred, target):
-        target, out = _plain(target), pred if isinstance(pred, dict) else {'logits': pred}
-        found = {'pixel': pixel_cross_entropy(_plain(out['logits']), target, self.weight, self.ignore_index, self.reduction)}
+    def next_batch(self,
+        shares: dict[str, torch.Tensor] | None = None,  # of each term: factor in the next call
+        first: bool = True,  # the first batch of a step of the optimiser?
+        last: bool = True,   # the last one?
+    ) -> None:
+        "Say what the next call is given, where several batches make one step. Without a word, each batch is a step of its own"
+        self.shares, self.first, self.last = shares or {}, first, last
+
+    def forward(self, pred: torch.Tensor | dict[str, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+        target, out = as_plain_tensor(target), pred if isinstance(pred, dict) else {'logits': pred}
+        logits = as_plain_tensor(out['logits'])
+        found = {'pixel': pixel_cross_entropy(logits, target, self.weight, self.ignore_index, self.reduction)}
+        noted = {}
         if isinstance(pred, dict):
-            target = target.long()   # of all parts, here once
-            target = target.where(target != self.ignore_index, IGNORE)   # parts know void by this label
-            found |= {name: at_least_float32(fn(pred, target)) for name, _, fn in self.parts}
-        self.values, shares, self.shares = {name: v.detach() for name, v in found.items()}, self.shares, {}
-        found = {name: v*shares[name] for name, v in found.items()} if shares else found
+            target = target.long()   # of all terms, here once
+            target = target.where(target != self.ignore_index, IGNORE)   # terms know void by this label
+            found |= {term.name: at_least_float32(term.function(pred, target)) for term in self.terms}
+            if self.after_training_batch is not None: noted = self.after_training_batch(pred, target, self.first, self.last)
+        self.values = {name: v.detach() for name, v in (found | noted).items()}
+        if self.shares: found = {name: v*self.shares[name] for name, v in found.items()}
+        self.next_batch()
         return self.total(found)
 
     def total(self,
-        values: dict[str, torch.Tensor],  # part → scalar, or (B,)
+        values: dict[str, torch.Tensor],  # term → scalar, or (B,)
     ) -> torch.Tensor:  # scalar, or (B,)
-        "The parts added up with their weights"
-        return values['pixel'] + sum(λ*values[name] for name, λ, _ in self.parts if name in values)
+        "The terms added up with their weights"
+        return values['pixel'] + sum(term.weight*values[term.name] for term in self.terms if term.name in values)
 
     def counts(self,
         target: torch.Tensor,  # (B, H, W) labels
-    ) -> torch.Tensor:  # (number of parts,) float32, in the order of 'pixel' and `parts`
-        "Of how many each part is the mean: class-weighted pixels; what the part's own `count(target)` gives; labelled pixels for the others"
-        target = _plain(target)
+    ) -> torch.Tensor:  # (1 + number of terms,) float32, in the order of 'pixel' and `terms`
+        "Of how many each term is the mean: class-weighted pixels, then what each `LossTerm.count` gives"
+        target = as_plain_tensor(target)
         target = target.where(target != self.ignore_index, IGNORE).long()
         valid = target != IGNORE
         pixels = valid.float()
-        weighted = pixels if self.weight is None else pixels*self.weight.to(target.device).float()[target.where(valid, 0)]
-        return torch.stack([weighted.sum(), *[fn.count(target).float() if hasattr(fn, 'count') else pixels.sum() for _, _, fn in self.parts]])
+        if self.weight is not None: pixels = pixels*self.weight.to(target.device).float()[target.where(valid, 0)]
+        return torch.stack([pixels.sum(), *[term.count(target).float() for term in self.terms]])
 
-    def activation(self, logits): return logits.softmax(1)
-    def decodes(self, scores): return scores.argmax(1)
+    def activation(self, logits: torch.Tensor) -> torch.Tensor:
+        "Probabilities, for fastai"
+        return logits.softmax(1)
+
+    def decodes(self, scores: torch.Tensor) -> torch.Tensor:
+        "Labels, for fastai"
+        return scores.argmax(1)

@@ -9,7 +9,7 @@ from base64 import b64encode
 from itertools import count
 import numpy as np, torch, torch.nn.functional as F
 from ..core import IMAGENET_STATS, palette
-from ..models.cfnet import _look
+from ..models.cfnet import pixel_mixtures
 from ..models.encnet import assign, encode
 from ..models.segmentor import Segmentor
 
@@ -95,7 +95,7 @@ def clickable_cooccurrence(
     (h, w), cells = image.shape[:2], range(n)
     targets = [((2*i + 1)*h//(2*n), (2*j + 1)*w//(2*n)) for i in cells for j in cells]
     x = _normal(image, stats).to(next(model.parameters()))
-    p, prior, _ = _look(model, x, targets)   # (H, K, n², h_c, w_c)
+    p, prior, _ = pixel_mixtures(model, x, targets)   # (H, K, n², h_c, w_c)
     maps = torch.cat([(prior[..., None, None, None]*p).sum(1).mean(0, keepdim=True), p[head]])
     titles = ['all heads', *[f'head {head}, π = {π:.2f}' for π in prior[head]]]
     return ClickableMaps(image, maps.unflatten(1, (n, n)).cpu(), titles)
