@@ -4,7 +4,7 @@
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #13fd5286
 from __future__ import annotations
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
@@ -12,39 +12,44 @@ from fastai.vision.all import *
 from safetensors.torch import save
 
 # %% auto #0
-__all__ = ['PHOTO_CRF', 'FIGURES', 'backbone_options', 'recipe_model', 'load_matching_weights', 'StopAfter', 'recipe_dls',
-           'recipe_predictor', 'score', 'follow']
+__all__ = ['PHOTO_CRF', 'FIGURES', 'recipe_config', 'recipe_model', 'recipe_dls', 'recipe_predictor', 'score', 'run_recipe']
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #08fffaf0
 from ..core import IMAGENET_STATS, atomic_write, write_json
 from ..crf.dense import DenseCRF
 from ..crf.guided import GuidanceCRF
-from ..data.dataloaders import dataset_dls
-from ..data.dataset import open_dataset
-from ..data.transforms import Augment
-from ..evaluation.tta import LearnedEnsemble, cached_predictions, ensemble, tta_predictions
 from ..evaluation.sliding_window import Predictor, eval_mode
-from ..models.backbones import BACKBONES, backbone_weights, create_backbone, load_tensors, read_tensors
-from ..models.deepcrf import deepcrf
+from ..evaluation.tta import LearnedEnsemble, cached_predictions, ensemble, tta_predictions
+from .cifar import train_cifar
+from .recipes import RECIPES, Recipe, recipe, unspecified_fields, with_defaults
+from .runner import environment
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #e135ac16
+from ..models.backbones import BACKBONES, create_backbone
 from ..models.class_guidance import CRFWrapper, keep_true_classes
+from ..models.deepcrf import deepcrf
 from ..models.refinement import refinement_net
-from ..models.segmentor import create_model, load_model, save_model, upsample
-from ..training.async_pairwise import AsyncPairwiseUpdate
-from ..training.checkpoint import Checkpoint
-from .cifar import train_cifar
-from ..training.distributed import distributed
-from ..training.learner import segmentation_learner, steps_shown
 from ..evaluation.evaluator import evaluate
 from ..evaluation.metrics import compute_metrics
-from .recipes import RECIPES, Recipe, filled, recipe, silent
+from ..models.segmentor import load_model, save_model
+from ..training.config import TrainConfig
+from ..training.train import StopAfter, config_backbone, config_dls, config_learner, config_model, fit, load_matching_weights, train
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #d6dabe90
-def backbone_options(r: Recipe) -> dict:
-    "What `create_backbone` is told"
-    weights = backbone_weights(r.backbone, 'imagenet' if r.pretrained and r.backbone != 'tiny' else None)
-    return weights if r.backbone in BACKBONES else dict(output_stride=r.stride, **weights)
+_FITTED_CRFS = 'additive', 'pairwise'  # refinements that have weights to fit
+def _learns(r): return bool(r.epochs or r.combine == 'learnt' or r.refine in _FITTED_CRFS)
+
+def recipe_config(
+    r: Recipe,
+    seed: int = 0,  # of weights, order and augmentation
+) -> TrainConfig:
+    "The training of a recipe. One without epochs is only scored: its configuration says what the pictures and the network are"
+    r = with_defaults(r)
+    values = {f.name: getattr(r, f.name) for f in fields(TrainConfig) if hasattr(r, f.name)}
+    values |= dict(epochs=max(r.epochs, 1), train_split=r.train_split if _learns(r) else r.valid_split, class_weights=None, seed=seed)
+    if r.pretrained and r.backbone != 'tiny': values['weights'] = 'imagenet'   # of tiny there are none
+    if r.backbone not in BACKBONES: values['backbone_options'] = dict(output_stride=r.output_stride)
+    return TrainConfig(**values)
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #a540dab6
 def recipe_model(
@@ -53,59 +58,13 @@ def recipe_model(
     start: str | Path | None = None,  # file of the network that 'refined' sits on
 ) -> nn.Module:
     "The network of a recipe"
+    config = recipe_config(r)
     if r.model == 'refined':
         coarse = load_model(start)[0] if start else recipe_model(recipe(r.after, pretrained=False), n_classes)
-        return refinement_net(coarse, create_backbone(r.backbone, **backbone_options(r)), n_classes, **r.options)
-    make = deepcrf if r.model == 'deepcrf' else partial(create_model, r.model)
-    try: return make(n_classes, r.backbone, backbone_options=backbone_options(r), aux=r.aux, **r.options)
-    except TypeError as e: raise ValueError(f'{r.name}: the options {r.options} do not fit the model {r.model} ({e})') from e
-
-# %% ../../nbs/experiments/62_run_recipe.ipynb #485e6ec8
-def load_matching_weights(
-    model: nn.Module,    # changed in place
-    file: str | Path,    # safetensors of another network
-    whole: bool = False,  # must all tensors fit?
-) -> list[str]:  # the tensors of `model` that stay as they were
-    "Copy the tensors that fit. Raises `ValueError` where the backbone, or `whole`, does not"
-    have, want = read_tensors(file), model.state_dict()
-    new = [k for k, v in want.items() if k not in have or have[k].shape != v.shape]
-    if whole or any(k.startswith('backbone.') for k in new): load_tensors(model, file)
-    model.load_state_dict({k: have[k] for k in want if k not in new}, strict=False)
-    return new
-
-# %% ../../nbs/experiments/62_run_recipe.ipynb #3eddaae9
-class StopAfter(Callback):
-    "End the training after `n` steps"
-    order, run_valid = 100, False   # behind those who take notes
-    def __init__(self, n: int): self.n = n
-    def after_batch(self):
-        if self.train_iter >= self.n: raise CancelFitException
-
-# %% ../../nbs/experiments/62_run_recipe.ipynb #d9a232b4
-_SCHEDULES = dict(poly='fit_poly', cycle='fit_one_cycle')
-
-def _learner(r, dls, model):
-    learn = segmentation_learner(dls, model, opt=r.opt, lr=r.lr, head_lr=r.head_lr, weights=None)
-    learn.create_opt()
-    learn.opt.set_hypers(mom=r.mom, wd=r.wd)
-    return learn
-
-# %% ../../nbs/experiments/62_run_recipe.ipynb #871cc7f0
-def _settings(r, **more):
-    "What decides the run of a recipe, for its checkpoint"
-    free = 'epochs', 'lr', *FIGURES
-    return {k: v for k, v in asdict(r).items() if k not in free} | more
-
-def _learn(r, learn, out, resume, steps, settings):
-    epochs = r.epochs if steps is None else -(-steps//(len(learn.dls.train_ds)//r.batch))
-    cbs = [Checkpoint(out, resume=resume, settings=settings)] + ([] if steps is None else [StopAfter(steps)])
-    if r.pairs_per_step: cbs.append(AsyncPairwiseUpdate(r.lr*r.head_lr, r.mom, r.wd, r.pairs_per_step))
-    options = dict(moms=(r.mom,)*3) if r.schedule == 'cycle' else {}   # fastai's cycle would vary the momentum
-    with steps_shown(learn), distributed(learn): getattr(learn, _SCHEDULES[r.schedule])(epochs, r.lr, cbs=cbs, **options)
-
-# %% ../../nbs/experiments/62_run_recipe.ipynb #69a811c7
-_FIELDS = 'additive', 'pairwise'  # refinements that have weights to fit
-def _learns(r): return bool(r.epochs or r.combine == 'learnt' or r.refine in _FIELDS)
+        return refinement_net(coarse, create_backbone(r.backbone, **config_backbone(config)), n_classes, **r.model_options)
+    if r.model != 'deepcrf': return config_model(config, n_classes)
+    try: return deepcrf(n_classes, r.backbone, backbone_options=config_backbone(config), aux=r.aux, **r.model_options)
+    except TypeError as e: raise ValueError(f'{r.name}: the options {r.model_options} do not fit the model {r.model} ({e})') from e
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #b4aabd02
 def recipe_dls(
@@ -114,10 +73,7 @@ def recipe_dls(
     workers: int = 0,  # processes that read beside the training one
 ) -> DataLoaders:
     "The pictures of a recipe"
-    ds = open_dataset(r.data, path, **r.data_options)
-    splits = r.train if _learns(r) else r.valid, r.valid
-    augment = Augment(r.crop, r.scale, r.rotate, r.flip, r.jitter, flip_labels=ds.info.flip_labels)
-    return dataset_dls(ds, bs=r.batch, splits=splits, augment=augment, num_workers=workers)
+    return config_dls(recipe_config(r), path, workers)
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #da1a2445
 def recipe_predictor(
@@ -155,15 +111,17 @@ def _ensemble_weights(r, predictor, dls, out):
     return how.requires_grad_(False)
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #cec804e4
-def _field(r, model, dls, steps):
-    learn = segmentation_learner(dls, CRFWrapper(model, GuidanceCRF(form=r.refine)), lr=4e-3, head_lr=10, weights=None, metrics=[])
-    with steps_shown(learn): learn.fit_one_cycle(2, cbs=[] if steps is None else [StopAfter(steps)])
-    return learn.model.crf
+_CRF_CONFIG = TrainConfig(lr=4e-3, head_lr=10, epochs=2, class_weights=None)
+
+def _fit_crf(r, model, dls, steps):
+    "The guidance CRF of a recipe, fitted on top of its network"
+    learn = config_learner(_CRF_CONFIG, dls, CRFWrapper(model, GuidanceCRF(form=r.refine)), metrics=[])
+    return fit(learn, _CRF_CONFIG, steps=steps).model.crf
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #0b1d560b
 def _sharpener(r, model, dls, steps):
     "Scores, picture, presence → scores"
-    if r.refine in _FIELDS: return _field(r, model, dls, steps)
+    if r.refine in _FITTED_CRFS: return _fit_crf(r, model, dls, steps)
     if r.refine is None: return lambda s, x, g: s
     crf, (mean, std) = DenseCRF(**PHOTO_CRF), (255*torch.tensor(s, device=dls.device).view(3, 1, 1) for s in IMAGENET_STATS)
     return lambda s, x, g: crf(s, (x*std + mean).clamp(0, 255))
@@ -190,12 +148,12 @@ def score(
     return compute_metrics(counts, dls.info), learnt
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #a4be13f0
-_CIFAR_VARIES = {'lr', 'batch', 'epochs', 'options', 'model'}
+_CIFAR_VARIES = {'lr', 'bs', 'epochs', 'model_options', 'model'}
 
-def _follow_cifar(r, path, out, seed, resume, steps):
-    wrong = [k for k, v in asdict(filled(RECIPES[r.name])).items() if k not in _CIFAR_VARIES and getattr(r, k) != v]
+def _run_cifar(r, path, out, seed, resume, steps):
+    wrong = [k for k, v in asdict(with_defaults(RECIPES[r.name])).items() if k not in _CIFAR_VARIES and getattr(r, k) != v]
     if wrong: raise ValueError(f'{r.name}: expected other values of {", ".join(sorted(_CIFAR_VARIES))} at most, found {", ".join(wrong)}')
-    learn = train_cifar(path, r.model, **r.options, epochs=r.epochs, lr=r.lr, bs=r.batch, out=out, seed=seed, resume=resume,
+    learn = train_cifar(path, r.model, **r.model_options, epochs=r.epochs, lr=r.lr, bs=r.bs, out=out, seed=seed, resume=resume,
                         cbs=None if steps is None else StopAfter(steps))
     with learn.no_bar(): return learn, dict(error=float(learn.validate()[1])), {}
 
@@ -210,19 +168,22 @@ def _write(r, model, out, info, found):
     write_json(out/'results.json', found)
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #b55f4e4d
-def _follow(r, path, out, seed, resume, steps, start, workers):
+def _run(r, path, out, seed, resume, steps, start, workers):
     "Learner, figures, numbers learnt for scoring"
     if bool(start) != bool(r.after): raise ValueError(f'{r.name}: ' + (f'needs start, the model file of {r.after}' if r.after else f'begins anew, found start {start}'))
-    set_seed(seed, reproducible=True)
-    dls = recipe_dls(r, path, workers)
-    model = recipe_model(r, dls.info.n_classes, start)
-    if start and r.model != 'refined': load_matching_weights(model, start, whole=not r.epochs)
-    learn = _learner(r, dls, model)
-    if r.epochs: _learn(r, learn, out, resume, steps, _settings(r, seed=seed, start=start and str(start)))
-    return learn, *((None, None) if rank_distrib() else score(r, learn.model, dls, out, steps))
+    config, make_model = recipe_config(r, seed), partial(recipe_model, r, start=start)
+    if r.epochs:
+        learn = train(config, path, out, resume, None if r.model == 'refined' else start, steps, workers, make_model=make_model)
+    else:
+        set_seed(seed, reproducible=True)
+        dls = config_dls(config, path, workers)
+        model = make_model(dls.info.n_classes)
+        load_matching_weights(model, start, whole=True)
+        learn = config_learner(config, dls, model)
+    return learn, *((None, None) if rank_distrib() else score(r, learn.model, learn.dls, out, steps))
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #c7139a3d
-def follow(
+def run_recipe(
     r: Recipe,
     path: str | Path,  # folder of the data set
     out: str | Path,   # folder for model, checkpoint and results.json
@@ -231,14 +192,14 @@ def follow(
     steps: int | None = None,  # end the training after so many, to try it
     start: str | Path | None = None,  # model file of the recipe `r.after`
     workers: int = 0,  # processes that read beside the training one
-    about: dict | None = None,  # more for results.json
-) -> tuple[Learner, dict]:  # the figures too: shares, None on all processes but the first
+) -> tuple[Learner, dict | None]:  # the figures too: shares, None on all processes but the first
     "Train and score as a recipe says; with torchrun, on all processes. Raises `ValueError` where `start` is missing or does not fit"
-    quiet, r, out = silent(r), filled(r), Path(out)
-    learn, figures, learnt = (_follow_cifar(r, path, out, seed, resume, steps) if r.data == 'cifar10' else
-                              _follow(r, path, out, seed, resume, steps, start, workers))
+    unspecified, r, out = unspecified_fields(r), with_defaults(r), Path(out)
+    if r.data == 'cifar10': learn, figures, learnt = _run_cifar(r, path, out, seed, resume, steps)
+    else: learn, figures, learnt = _run(r, path, out, seed, resume, steps, start, workers)
     if figures is None: return learn, None
-    reported = {k: getattr(r, k) for k in FIGURES if getattr(r, k) is not None}
-    _write(r, learn.model, out, getattr(learn.dls, 'info', None), dict(figures=figures, reported=reported, recipe=asdict(r), defaults=quiet, learnt=learnt,
-           seed=seed, steps=steps, start=start and str(start)) | (about or {}))
+    found = dict(figures=figures, reported={k: getattr(r, k) for k in FIGURES if getattr(r, k) is not None}, recipe=asdict(r), defaults=unspecified,
+                 learnt=learnt, seed=seed, steps=steps, start=start and str(start), environment=environment())
+    if r.data != 'cifar10': found['config'] = asdict(recipe_config(r, seed))
+    _write(r, learn.model, out, getattr(learn.dls, 'info', None), found)
     return learn, figures
