@@ -293,7 +293,7 @@ def test_void_everywhere(tmp_path):
     assert code == 2 and err.count('\n') == 1 and 'void' in err and not (tmp_path/'o').exists()
     code, out, err = run('train', '--data', 'camvid', '--path', camvid(tmp_path/'d', labels=dict(train=(0, 11), val=(11, 12))), *words)
     assert code == 0 and 'no pixel with a label' in out
-    assert json.loads((tmp_path/'o'/'results.json').read_text(), parse_constant=pytest.fail)['figures']['miou'] is None
+    assert json.loads((tmp_path/'o'/'results.json').read_text(), parse_constant=pytest.fail)['metrics']['miou'] is None
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path):

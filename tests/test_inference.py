@@ -64,8 +64,8 @@ def arms_recipe(**options): return with_defaults(recipe('mcibi/lip/resnet50/fcn'
 @pytest.mark.parametrize('combine', COMBINATIONS)
 def test_recipes_know_left_from_right(arms, tmp_path, combine, looks):
     r = arms_recipe(combine=combine, **LOOKS[looks])
-    figures, _ = score(r, RightAboutArms(), recipe_dls(r, arms), tmp_path)
-    assert figures['miou'] == 1 if looks in ('whole', 'windows') else figures['miou'] > .85   # scales blur the borders of the classes
+    metrics, _ = score(r, RightAboutArms(), recipe_dls(r, arms), tmp_path)
+    assert metrics['miou'] == 1 if looks in ('whole', 'windows') else metrics['miou'] > .85   # scales blur the borders of the classes
 
 
 @pytest.mark.parametrize('combine', COMBINATIONS)
@@ -138,7 +138,7 @@ def test_miou_means_one_thing(tmp_path):
     batches = evaluate(learn.model, dls.valid, 3)
     r = with_defaults(recipe('encnet/pascal_context/resnet50', windows=False))
     found = dict(compute_metrics=compute_metrics(counts, PETS)['miou'], mean_iou=mean_iou(counts.sum(0), background=0), loader=mean_iou(batches.sum(0), background=0),
-                 recipe=score(r, learn.model, dls, tmp_path)[0]['miou'], report=write_report(counts, PETS, tmp_path)['figures']['miou'])
+                 recipe=score(r, learn.model, dls, tmp_path)[0]['miou'], report=write_report(counts, PETS, tmp_path)['metrics']['miou'])
     assert found == pytest.approx(dict.fromkeys(found, of_learner), abs=1e-5)
     everything = mean_iou(counts.sum(0))
     assert abs(everything - of_learner) > 1e-3 and compute_metrics(counts, PETS)['miou_with_background'] == everything
@@ -220,17 +220,17 @@ def test_masks_are_scored_at_their_own_size(trained):
 
 def test_training_and_evaluation_give_the_same_number(trained):
     tmp, counts = trained
-    of_training = json.loads((tmp/'run'/'results.json').read_text())['figures']
+    of_training = json.loads((tmp/'run'/'results.json').read_text())['metrics']
     shutil.copytree(tmp/'camvid', tmp/'only_val')
     for split in ('train', 'trainannot'): shutil.rmtree(tmp/'only_val'/split)   # evaluation does not need it
     command('evaluate', tmp/'run'/'model.safetensors', '--data', 'camvid', '--path', tmp/'only_val', '--out', tmp/'report', '--device', 'cpu')
-    assert report(tmp/'report')['figures'] == pytest.approx(of_training, abs=1e-6)
+    assert report(tmp/'report')['metrics'] == pytest.approx(of_training, abs=1e-6)
 
 
 def test_demo_and_evaluation_give_the_same_number(tmp_path):
     command('demo', '--out', tmp_path/'demo', '--epochs', 1, '--n-train', 16, '--n-valid', 200, '--size', 32, '--device', 'cpu')
     command('evaluate', tmp_path/'demo'/'model.safetensors', '--out', tmp_path/'report', '--device', 'cpu')
-    assert report(tmp_path/'report')['figures'] == pytest.approx(json.loads((tmp_path/'demo'/'results.json').read_text())['figures'], abs=1e-6)
+    assert report(tmp_path/'report')['metrics'] == pytest.approx(json.loads((tmp_path/'demo'/'results.json').read_text())['metrics'], abs=1e-6)
 
 
 @pytest.mark.parametrize('multiscale', [False, True])

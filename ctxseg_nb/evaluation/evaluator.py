@@ -115,11 +115,11 @@ def write_report(
     counts: np.ndarray,  # (n, K, 3)
     info: DatasetInfo,   # of the data set
     folder: str | Path,  # made where it is not there
-) -> dict:  # what report.json holds: data, pictures, figures, classes
+) -> dict:  # what report.json holds: data, pictures, metrics, classes
     "Write report.csv, report.json and report.png"
     folder, table = Path(folder), per_class_metrics(counts, info)
-    figures = {k: round(v, 6) for k, v in compute_metrics(counts, info).items()}
-    found = dict(data=info.name, pictures=len(counts), figures=figures, classes=table)
+    metrics = {k: round(v, 6) for k, v in compute_metrics(counts, info).items()}
+    found = dict(data=info.name, pictures=len(counts), metrics=metrics, classes=table)
     _write_csv(folder/'report.csv', table)
     write_json(folder/'report.json', found)
     write_figure(folder/'report.png', plot_classes(table, info.palette, info.background).figure)

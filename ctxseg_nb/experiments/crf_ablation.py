@@ -52,21 +52,21 @@ def after_dense(model, **options):
         return crf(model(x), (x*std + mean).clamp(0, 255))
     return predict
 
-def prefixed(prefix, figures):
-    "The figures with a prefix"
-    return {f'{prefix}_{k}': v for k, v in figures.items()}
+def prefixed(prefix, metrics):
+    "The metrics with a prefix"
+    return {f'{prefix}_{k}': v for k, v in metrics.items()}
 
 def score_corrections(
     config: TrainConfig,  # of the network that refines
     model: nn.Module,     # trained
     dls,                  # `DataLoaders` with `info`
     dense: dict,          # options of `DenseCRF`
-) -> dict:  # figures
+) -> dict:  # metrics
     "Figures after each of the two corrections"
-    figures = prefixed('dense', evaluate_edges(after_dense(model, **dense), dls)[0])
+    metrics = prefixed('dense', evaluate_edges(after_dense(model, **dense), dls)[0])
     trunk = create_backbone('tiny', width=8, output_stride=2)
     refiner = fit_model(config, dls, refinement_net(model, trunk, dls.info.n_classes))
-    return figures | prefixed('refined', evaluate_edges(refiner, dls)[0])
+    return metrics | prefixed('refined', evaluate_edges(refiner, dls)[0])
 
 # %% ../../nbs/experiments/22_crf_ablation.ipynb #da35f513
 def joint(
@@ -93,15 +93,15 @@ def run_crf(
     networks: int = 1,  # further ones give a unary only
     refine: int = 0,    # epochs of the network that corrects; no corrections where 0
     dense: dict | None = None,  # options of the `DenseCRF` that corrects
-) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
+) -> tuple[dict, np.ndarray]:  # metrics, (n, K, 3) counts
     "A `deepcrf` on the embedded scenes: its marginals, its unary alone ('unary_...'), pairs of weight 1 ('sum_...'), further unaries ('with_2_...'), and the corrections"
     learn = train(config, validate=False, make_model=lambda n_classes: crf_network(config, n_classes))
     dls, model = learn.dls, learn.model.eval()
     unaries = [fit_model(config, dls, crf_network(config, dls.info.n_classes, [])) for _ in range(networks - 1)]
-    figures, counts = evaluate_edges(model, dls)
-    figures |= prefixed('unary', evaluate_edges(_unary(model), dls)[0]) | prefixed('sum', evaluate_edges(_sum(model), dls)[0]) if config.model_options['relations'] else {}
-    for n in range(2, networks + 1): figures |= prefixed(f'with_{n}', evaluate_edges(joint([model, *unaries[:n - 1]]), dls)[0])
-    return figures | (score_corrections(replace(config, epochs=refine), model, dls, dense) if refine else {}), counts
+    metrics, counts = evaluate_edges(model, dls)
+    metrics |= prefixed('unary', evaluate_edges(_unary(model), dls)[0]) | prefixed('sum', evaluate_edges(_sum(model), dls)[0]) if config.model_options['relations'] else {}
+    for n in range(2, networks + 1): metrics |= prefixed(f'with_{n}', evaluate_edges(joint([model, *unaries[:n - 1]]), dls)[0])
+    return metrics | (score_corrections(replace(config, epochs=refine), model, dls, dense) if refine else {}), counts
 
 def _unary(model): return lambda x: upsample(model.head.potentials(model.backbone(x))[0], x.shape[-2:])
 
@@ -117,12 +117,12 @@ def run_corrections(
     weights: str,  # of the backbone
     refine: int,   # epochs of the network that corrects
     dense: dict,   # options of the `DenseCRF` that corrects
-) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
+) -> tuple[dict, np.ndarray]:  # metrics, (n, K, 3) counts
     "A model on photographs, and after each of the two corrections"
     learn = train(replace(config, weights=str(weights)), path, validate=False)
     dls, model = learn.dls, learn.model.eval()
-    figures, counts = evaluate_edges(model, dls)
-    return figures | score_corrections(replace(config, epochs=refine, lr=4e-3, head_lr=None), model, dls, dense), counts
+    metrics, counts = evaluate_edges(model, dls)
+    return metrics | score_corrections(replace(config, epochs=refine, lr=4e-3, head_lr=None), model, dls, dense), counts
 
 # %% ../../nbs/experiments/22_crf_ablation.ipynb #aed44c9b
 _NARROW = dict(block_width=32, width=64, scales=[1.], windows=[], pair_weight=.05)

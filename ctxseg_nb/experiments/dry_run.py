@@ -17,7 +17,7 @@ __all__ = ['step_memory', 'recipe_memory', 'dry_run']
 from ..core import check_options
 from ..data.dataset import DATASETS, SegDataset, check_mask, open_dataset
 from .cifar import CIFAR_NETS
-from .run_recipe import FIGURES, recipe_model
+from .run_recipe import REPORTED_METRICS, recipe_model
 from ..training.losses import SegmentationLoss
 from .recipes import Recipe, with_defaults, unspecified_fields
 
@@ -105,7 +105,7 @@ def dry_run(
     unspecified, r = unspecified_fields(r), with_defaults(r)
     K, n_train, n_valid = _survey(r, path)
     n, fixed, kept = recipe_memory(r, K)
-    reported = ', '.join(f'{k} {getattr(r, k)}' for k in FIGURES if getattr(r, k) is not None)
+    reported = ', '.join(f'{k} {getattr(r, k)}' for k in REPORTED_METRICS if getattr(r, k) is not None)
     lines = dict(recipe=f'{r.name} ({r.source}: {reported or "no figure"})', note=r.note, after=r.after,
         data=f'{r.data}, {K} classes; pictures of {r.train_split}: {_count(n_train)}, of {r.valid_split}: {_count(n_valid)}' + ('' if path else ', by its authors'),
         network=f'{r.model} on {r.backbone}, {n/1e6:.2f} million parameters' + (', weights from ImageNet' if r.pretrained and r.backbone != 'tiny' else ''),

@@ -204,7 +204,7 @@ def frozen_arm(
     splits: tuple[str, str] = ('train', 'val'),  # to train on, to score on
     head: dict | None = None,  # options of the head
     **options,             # to `train_head`
-) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
+) -> tuple[dict, np.ndarray]:  # metrics, (n, K, 3) counts
     "Train a head on frozen SqueezeNet features of `ds` and score it, plain and with the present classes given away, and how well it knows them"
     set_seed(seed, reproducible=True)
     k = ds.info.n_classes

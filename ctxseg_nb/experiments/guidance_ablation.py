@@ -108,31 +108,31 @@ def score_models(
     fcn: nn.Module,  # the first of the two stages
     models: dict[str, nn.Module],  # of `table3_models` and `table2_models`
     dls,             # `DataLoaders` with `info`
-) -> dict:  # figures
+) -> dict:  # metrics
     "Figures of two stages, of `models` on top of `net`, of the one named 'all' with the classes given away, and how well it knows the classes"
-    figures = prefixed('stages', evaluate_edges(two_stages(fcn, net), dls)[0])
-    figures |= prefixed('all_oracle', evaluate_edges(models['all'], dls, keep_true_classes)[0])
+    metrics = prefixed('stages', evaluate_edges(two_stages(fcn, net), dls)[0])
+    metrics |= prefixed('all_oracle', evaluate_edges(models['all'], dls, keep_true_classes)[0])
     for name, m in models.items():
-        figures |= prefixed(name, evaluate_edges(m, dls)[0])
-        if isinstance(m, CRFWrapper): figures |= prefixed(name, {k: p.item() for k, p in m.crf.named_parameters()})
+        metrics |= prefixed(name, evaluate_edges(m, dls)[0])
+        if isinstance(m, CRFWrapper): metrics |= prefixed(name, {k: p.item() for k, p in m.crf.named_parameters()})
     scores, there = presence_of(net, dls)
-    return figures | dict(presence_map=mean_average_precision(scores, there.bool()))
+    return metrics | dict(presence_map=mean_average_precision(scores, there.bool()))
 
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #ae88a5ad
 def run_guidance(
     config: TrainConfig,
     n_more: int = 0,  # further scenes, to which all that comes after the network is fitted
-) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
+) -> tuple[dict, np.ndarray]:  # metrics, (n, K, 3) counts
     "A model on the embedded scenes, with the classes given away ('oracle_...'); with further scenes all models of tables 2 and 3, and two stages"
     learn = train(config, validate=False)
     net, dls = learn.model.eval(), learn.dls
-    figures, counts = evaluate_edges(net, dls)
-    figures |= prefixed('oracle', evaluate_edges(net, dls, keep_true_classes)[0])
+    metrics, counts = evaluate_edges(net, dls)
+    metrics |= prefixed('oracle', evaluate_edges(net, dls, keep_true_classes)[0])
     if n_more:
         fcn = fit_model(replace(config, model='fcn', model_options={}), dls)
         more = list(scenes_dls(n_more, 1, config.picture_size[0], config.bs, seed=1, **config.data_options).train)
-        figures |= score_models(net, fcn, table3_models(net, more) | table2_models(net, more), dls)
-    return figures, counts
+        metrics |= score_models(net, fcn, table3_models(net, more) | table2_models(net, more), dls)
+    return metrics, counts
 
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #a79c075b
 def run_guidance_on_photos(
@@ -141,7 +141,7 @@ def run_guidance_on_photos(
     weights: str,  # of the backbone
     n_more: int,   # training photographs that are kept back from the networks, to fit what comes after
     folder: str = '.cache/features',  # of the stored features
-) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
+) -> tuple[dict, np.ndarray]:  # metrics, (n, K, 3) counts
     "FCN ('fcn_...'), and a guided network with all models of table 3, on photographs"
     ds, config = config_dataset(config, path), replace(config, weights=str(weights))
     dls, more = config_dls(config, path), config_dls(replace(config, n_train=n_more), path)
@@ -153,10 +153,10 @@ def run_guidance_on_photos(
         train_head(net, maps[kept], masks[kept], n_classes, epochs=config.epochs, lr=config.lr)
         return net.eval()
     fcn, net = network(replace(config, model='fcn', model_options={})), network(config)
-    figures, counts = evaluate_edges(net, dls)
-    figures |= prefixed('fcn', evaluate_edges(fcn, dls)[0])
-    for name, z in (('oracle', net), ('fcn_oracle', fcn)): figures |= prefixed(name, evaluate_edges(z, dls, keep_true_classes)[0])
-    return figures | score_models(net, fcn, table3_models(net, list(more.train)), dls), counts
+    metrics, counts = evaluate_edges(net, dls)
+    metrics |= prefixed('fcn', evaluate_edges(fcn, dls)[0])
+    for name, z in (('oracle', net), ('fcn_oracle', fcn)): metrics |= prefixed(name, evaluate_edges(z, dls, keep_true_classes)[0])
+    return metrics | score_models(net, fcn, table3_models(net, list(more.train)), dls), counts
 
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #d4980900
 register_experiment(Experiment('guidance', 'Class guidance on the embedded scenes: classification branch, CRF, test-time augmentation, two stages, and the classes given away', run_guidance,

@@ -12,7 +12,8 @@ from fastai.vision.all import *
 from safetensors.torch import save
 
 # %% auto #0
-__all__ = ['PHOTO_CRF', 'FIGURES', 'recipe_config', 'recipe_model', 'recipe_dls', 'recipe_predictor', 'score', 'run_recipe']
+__all__ = ['PHOTO_CRF', 'REPORTED_METRICS', 'recipe_config', 'recipe_model', 'recipe_dls', 'recipe_predictor', 'score',
+           'run_recipe']
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #08fffaf0
 from ..core import IMAGENET_STATS, atomic_write, write_json
@@ -133,7 +134,7 @@ def score(
     dls,              # of `recipe_dls`
     out: str | Path,  # folder of what is kept on the way
     steps: int | None = None,  # of the field's training; all where not given
-) -> tuple[dict, dict]:  # figures; numbers that were learnt for scoring
+) -> tuple[dict, dict]:  # metrics; numbers that were learnt for scoring
     "Score a network on the validation pictures as the recipe does"
     model.to(dls.device)
     predictor = recipe_predictor(r, model, dls.info.flip_labels)
@@ -158,7 +159,7 @@ def _run_cifar(r, path, out, seed, resume, steps):
     with learn.no_bar(): return learn, dict(error=float(learn.validate()[1])), {}
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #3281885d
-FIGURES = 'miou', 'pixel_acc', 'mean_acc', 'error'  # fields of a recipe
+REPORTED_METRICS = 'miou', 'pixel_acc', 'mean_acc', 'error'  # fields of a recipe
 
 def _write(r, model, out, info, found):
     if r.epochs and r.data != 'cifar10':
@@ -169,7 +170,7 @@ def _write(r, model, out, info, found):
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #b55f4e4d
 def _run(r, path, out, seed, resume, steps, start, workers):
-    "Learner, figures, numbers learnt for scoring"
+    "Learner, metrics, numbers learnt for scoring"
     if bool(start) != bool(r.after): raise ValueError(f'{r.name}: ' + (f'needs start, the model file of {r.after}' if r.after else f'begins anew, found start {start}'))
     config, make_model = recipe_config(r, seed), partial(recipe_model, r, start=start)
     if r.epochs:
@@ -192,14 +193,14 @@ def run_recipe(
     steps: int | None = None,  # end the training after so many, to try it
     start: str | Path | None = None,  # model file of the recipe `r.after`
     workers: int = 0,  # processes that read beside the training one
-) -> tuple[Learner, dict | None]:  # the figures too: shares, None on all processes but the first
+) -> tuple[Learner, dict | None]:  # the metrics too: shares, None on all processes but the first
     "Train and score as a recipe says; with torchrun, on all processes. Raises `ValueError` where `start` is missing or does not fit"
     unspecified, r, out = unspecified_fields(r), with_defaults(r), Path(out)
-    if r.data == 'cifar10': learn, figures, learnt = _run_cifar(r, path, out, seed, resume, steps)
-    else: learn, figures, learnt = _run(r, path, out, seed, resume, steps, start, workers)
-    if figures is None: return learn, None
-    found = dict(figures=figures, reported={k: getattr(r, k) for k in FIGURES if getattr(r, k) is not None}, recipe=asdict(r), defaults=unspecified,
+    if r.data == 'cifar10': learn, metrics, learnt = _run_cifar(r, path, out, seed, resume, steps)
+    else: learn, metrics, learnt = _run(r, path, out, seed, resume, steps, start, workers)
+    if metrics is None: return learn, None
+    found = dict(metrics=metrics, reported={k: getattr(r, k) for k in REPORTED_METRICS if getattr(r, k) is not None}, recipe=asdict(r), defaults=unspecified,
                  learnt=learnt, seed=seed, steps=steps, start=start and str(start), environment=environment())
     if r.data != 'cifar10': found['config'] = asdict(recipe_config(r, seed))
     _write(r, learn.model, out, getattr(learn.dls, 'info', None), found)
-    return learn, figures
+    return learn, metrics

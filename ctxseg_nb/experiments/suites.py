@@ -36,9 +36,9 @@ class IlluminationShift(nn.Module):
 def score_model(
     model: nn.Module,  # a trained `Segmentor`
     dls,               # `DataLoaders` with `info`
-    multiscale: dict | None = None,   # score once more with a `Predictor` of these options, as figure `miou_ms`
-    illuminations: dict | None = None,  # name → what is added to red, green and blue: score once more, as figure `miou_NAME`
-) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
+    multiscale: dict | None = None,   # score once more with a `Predictor` of these options, as metric `miou_ms`
+    illuminations: dict | None = None,  # name → what is added to red, green and blue: score once more, as metric `miou_NAME`
+) -> tuple[dict, np.ndarray]:  # metrics, (n, K, 3) counts
     "Score a model on the validation pictures"
     info, more = dls.info, {}
     counts = evaluate(model, dls.valid, info.n_classes)
@@ -53,7 +53,7 @@ def score_model(
 def run_on_scenes(
     config: TrainConfig,
     **scoring,  # to `score_model`
-) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
+) -> tuple[dict, np.ndarray]:  # metrics, (n, K, 3) counts
     "A run on the embedded scenes, which are the same for every seed"
     learn = train(config, validate=False)
     return score_model(learn.model, learn.dls, **scoring)
@@ -63,7 +63,7 @@ def run_on_photos(
     config: TrainConfig,
     path: str,     # folder of the data set
     weights: str,  # of the backbone: imagenet, or a safetensors file
-) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
+) -> tuple[dict, np.ndarray]:  # metrics, (n, K, 3) counts
     "A run on photographs: the whole network is trained, from the backbone's weights"
     learn = train(replace(config, weights=str(weights)), path, validate=False)
     return score_model(learn.model, learn.dls)
@@ -72,7 +72,7 @@ def run_on_frozen_features(
     config: TrainConfig,
     path: str,     # folder of the data set
     weights: str,  # of the backbone
-) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
+) -> tuple[dict, np.ndarray]:  # metrics, (n, K, 3) counts
     "A run on frozen features"
     ds = config_dataset(config, path)
     return frozen_arm(config.seed, ds, config.picture_size, config.model, weights, head=config.model_options, epochs=config.epochs, lr=config.lr, bs=config.bs)

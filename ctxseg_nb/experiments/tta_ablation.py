@@ -44,7 +44,7 @@ def score_tta(
     info: DatasetInfo,  # of the data set
     size: tuple[int, int],  # (H, W) of the pictures in training: scale 1 and the windows, pixels
     **tta,           # to `Predictor.multiscale`: `scales`, `flip`
-) -> tuple[dict, np.ndarray]:  # figures, with the seconds a picture takes; (n, K, 3) counts
+) -> tuple[dict, np.ndarray]:  # metrics, with the seconds a picture takes; (n, K, 3) counts
     "Score a model on whole pictures with test-time augmentation"
     predictor = Predictor.multiscale(net, size, **dict(scales=(1,), flip=False) | tta)
     predictor(items[0][0])
@@ -57,7 +57,7 @@ def score_tta(
 def run_tta_on_scenes(
     config: TrainConfig,
     tta: dict | None = None,  # how to score: options of `Predictor.multiscale`, `scales` and `flip`
-) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
+) -> tuple[dict, np.ndarray]:  # metrics, (n, K, 3) counts
     "A run on the embedded scenes: one model a seed, scored in one way"
     scenes = ContextScenes(config.n_valid, config.picture_size[0], VALID_SEED)
     return score_tta(trained_once(config), list(scenes), scenes.info, config.picture_size, **(tta or {}))
@@ -67,7 +67,7 @@ def run_tta_on_photos(
     path: str,     # folder of the data set
     weights: str,  # of the backbone
     tta: dict | None = None,  # how to score: options of `Predictor.multiscale`, `scales` and `flip`
-) -> tuple[dict, np.ndarray]:  # figures, (n, K, 3) counts
+) -> tuple[dict, np.ndarray]:  # metrics, (n, K, 3) counts
     "A run on photographs, scored at the full size of the masks: one model a seed, scored in one way"
     net, ds = trained_once(replace(config, weights=str(weights)), str(path)), config_dataset(config, path)
     return score_tta(net, list(read_split(ds)), ds.info, config.picture_size, **(tta or {}))
