@@ -4,6 +4,7 @@
 
 # %% ../../nbs/evaluation/51_metrics.ipynb #660298ec
 from __future__ import annotations
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 import numpy as np, torch
@@ -254,6 +255,9 @@ def segmentation_metrics(
 ) -> list[CountMetric]:  # the registered metrics and one for each group, sharing one `ClassCounts`
     "The metrics of a data set, for `Learner(metrics=…)`; `[0].counter.value` are the counts"
     counter, nothing = ClassCounts(info.n_classes), np.zeros((info.n_classes, 3))
-    known = {name: partial(metric, info=info) for name, metric in METRICS.items() if metric(nothing, info) is not None}
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')   # of means over no class
+        applies = [name for name, metric in METRICS.items() if metric(nothing, info) is not None]
+    known = {name: partial(METRICS[name], info=info) for name in applies}
     metrics = [CountMetric(name, metric, counter) for name, metric in known.items()]
     return metrics + [GroupIoU(name, labels, counter) for name, labels in info.groups.items()]
