@@ -10,12 +10,13 @@ __all__ = ['Count', 'CountOrNone', 'Workers', 'Seed', 'Rate', 'Size', 'Side', 'F
 # %% ../nbs/cli.ipynb #983cca72
 import argparse, inspect, math, os, re, sys, warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from glob import glob
 from pathlib import Path
-from typing import Annotated, Literal, get_args, get_origin
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 from fastcore.docments import docments
+from .training.config import TrainConfig, field_type, read_field
 from . import __version__
 
 # %% ../nbs/cli.ipynb #4d22db46
@@ -83,18 +84,45 @@ def _how(anno):
     if get_origin(anno) is Annotated: return dict(type=anno.__metadata__[0])
     return dict(type=_word if anno in (str, list) else anno)
 
+def _how_field(name, hint, default=None):
+    "What argparse is told about a field of a configuration"
+    t = field_type(hint)
+    if t.kinds == (bool,): return dict(action='store_true')
+    if t.choices: return dict(choices=(*t.choices, 'none') if t.optional and default else t.choices)
+    def read(text):
+        try: return read_field(name, hint, _word(text))
+        except ValueError as e: raise argparse.ArgumentTypeError(str(e).removeprefix(f'{name}: ')) from None
+    return dict(type=read)
+
+def _fields(config):
+    "Name → type of the fields of a configuration that are options of the command line"
+    hints = get_type_hints(config, include_extras=True)
+    return {f.name: hints[f.name] for f in fields(config) if hints[f.name] is not dict}
+
+def _option(name): return f'--{name.replace("_", "-")}'
+
+def _help_text(about):
+    text = about.docment.replace('%', '%%')
+    return text if about.default in (None, False) else f'{text} (default: {about.default})'
+
+def _add_fields(parser, config):
+    about = docments(config, full=True, returns=False)
+    for name, hint in _fields(config).items(): parser.add_argument(_option(name), help=_help_text(about[name]), **_how_field(name, hint, about[name].default))
+
 def _parser(f):
     "The options of a command, from its signature; of options that are not given, the parser says nothing"
     p = _Parser(prog=f'ctxseg {f.__name__}', description=f.__doc__, argument_default=argparse.SUPPRESS, allow_abbrev=False)
     for name, about in docments(f, full=True, returns=False, eval_str=True).items():
-        text, how = about.docment.replace('%', '%%'), _how(about.anno)
+        if is_dataclass(about.anno):
+            _add_fields(p, about.anno)
+            continue
+        how = _how(about.anno)
         if about.default is inspect.Parameter.empty:
             if about.anno is list: how |= dict(nargs='*', default=[])
-            p.add_argument(name, help=text, **how)
+            p.add_argument(name, help=about.docment.replace('%', '%%'), **how)
         else:
-            if about.default not in (None, False): text += f' (default: {about.default})'
             if about.anno is list: how |= dict(nargs='+', action='extend')
-            p.add_argument(f'--{name.replace("_", "-")}', help=text, **how)
+            p.add_argument(_option(name), help=_help_text(about), **how)
     return p
 
 # %% ../nbs/cli.ipynb #5e0c1a05
@@ -108,22 +136,38 @@ class Mode:
 def _refuse(f, mode, given):
     "Raise `ValueError` for an option that was given and has no meaning in a mode"
     takes, options = inspect.signature(mode.run).parameters, inspect.signature(f).parameters
+    of_config = _config_fields(f) if 'config' in takes else ()
     for name in given:
-        chooses = f'--{name.replace("_", "-")}' in mode.name
-        if name not in takes and not chooses and options[name].default is not inspect.Parameter.empty:
-            hint = f': {mode.hints[name]}' if name in mode.hints else ''
-            raise ValueError(f'--{name.replace("_", "-")} does not apply {mode.name}{hint}')
+        required = name in options and options[name].default is inspect.Parameter.empty
+        if name in takes or name in of_config or _option(name) in mode.name or required: continue
+        raise ValueError(f'{_option(name)} does not apply {mode.name}' + (f': {mode.hints[name]}' if name in mode.hints else ''))
+
+def _config_fields(f):
+    "Name → type of the options that a command has from its configuration"
+    config = inspect.signature(f).parameters.get('config')
+    return _fields(config.annotation) if config else {}
+
+def _read_config(kind, given):
+    "A configuration with the fields that were given"
+    try: return kind(**{name: given[name] for name in _fields(kind) if name in given})
+    except ValueError as e:
+        name, _, text = str(e).partition(': ')
+        raise ValueError(f'{_option(name)}: {text}' if name in _fields(kind) else str(e)) from None
 
 def _call(f, given):
     "Call a command with the options that were given and the defaults of the others"
-    options = {}
-    for name, p in inspect.signature(f).parameters.items():
+    signature, options = inspect.signature(f).parameters, {}
+    for name, p in signature.items():
+        if is_dataclass(p.annotation): continue
         how = _how(p.annotation)
         options[name] = given[name] if name in given else how['type'](p.default) if isinstance(p.default, str) and 'type' in how else p.default
-    mode = f(**options)
+    mode = f(**options, **({'config': None} if 'config' in signature else {}))
     if not isinstance(mode, Mode): return
     _refuse(f, mode, given)
-    mode.run(**{name: options[name] for name in inspect.signature(mode.run).parameters})
+    takes = inspect.signature(mode.run).parameters
+    if 'config' in takes: options['config'] = _read_config(signature['config'].annotation, given)
+    defaults = {k: v.default for k, v in docments(signature['config'].annotation, full=True, returns=False).items()} if 'config' in signature else {}
+    mode.run(**{name: options[name] if name in options else given.get(name, defaults.get(name)) for name in takes})
 
 # %% ../nbs/cli.ipynb #6d0e5a02
 def _device(name):
@@ -154,10 +198,13 @@ def _open(data, path, min_photos=None):
     _check_disk(data, path, min_photos)
     return open_dataset(data, path, **({} if min_photos is None else dict(min_photos=min_photos)))
 
-def _scene_side(size, path=None, min_photos=None):
-    "Side of the embedded scenes. Raises `ValueError` for options of data sets on disk"
+def _check_scenes(path, min_photos):
+    "Raise `ValueError` for options of data sets on disk"
     if path: raise ValueError('--path does not apply to the embedded scenes: name the data set in this folder with --data')
     if min_photos is not None: raise ValueError('--min-photos is for ccp, not for scenes')
+
+def _scene_side(size):
+    "Side of the embedded scenes. Raises `ValueError` for another size than a scene can have"
     if size[0] != size[1]: raise ValueError(f'--size: expected one number, as scenes are square, found {size[0]},{size[1]}')
     if not 16 <= size[0] <= _SCENE: raise ValueError(f'--size: expected a number from 16 to {_SCENE} for scenes, found {size[0]}')
     return size[0]
@@ -188,7 +235,7 @@ def _predictions(label, items, info, file):
 
 # %% ../nbs/cli.ipynb #df3fab66
 def _leave(learn, config, out, items):
-    "Score a training on whole pictures `items`, as `evaluate` does, and write model, metrics and pictures into the folder `out`; the metrics"
+    "Score a training on whole pictures `items`, as `evaluate` does, and write model, figures and pictures into the folder `out`; the figures"
     from dataclasses import asdict
     from itertools import chain, islice
     from ctxseg_nb.experiments.runner import environment
@@ -199,15 +246,15 @@ def _leave(learn, config, out, items):
     out, info, items, size = Path(out), learn.dls.info, iter(items), config.picture_size
     predictor, shown = _predictor(learn.model, dict(stats=IMAGENET_STATS), size), list(islice(items, 6))
     counts = score(predictor, chain(shown, items), info.n_classes)
-    metrics = compute_metrics(counts, info)
+    figures = compute_metrics(counts, info)
     save_model(learn.model, out/'model', info.class_names, info.palette, size=size)
-    write_json(out/'results.json', dict(metrics=metrics, config=asdict(config), environment=environment()))
+    write_json(out/'results.json', dict(figures=figures, config=asdict(config), environment=environment()))
     _curves(learn, out/'curves.png'); _predictions(predictor.labels, shown, info, out/'predictions.png')
-    return metrics
+    return figures
 
-def _print_metrics(metrics):
-    for k, v in metrics.items(): print(f'{k:20}{100*v:6.1f}' if math.isfinite(v) else f'{k:20}     -')
-    if not math.isfinite(metrics['miou']): print('the validation pictures have no pixel with a label')
+def _print_figures(figures):
+    for k, v in figures.items(): print(f'{k:20}{100*v:6.1f}' if math.isfinite(v) else f'{k:20}     -')
+    if not math.isfinite(figures['miou']): print('the validation pictures have no pixel with a label')
 
 # %% ../nbs/cli.ipynb #b2fbfafd
 @command
@@ -235,8 +282,8 @@ def demo(
 
 
 # %% ../nbs/cli.ipynb #95c86f04
-def _ceilings_beside(metrics, model, n, size):
-    "A table: metrics, ceiling of the window that the model sees, ceiling of the whole picture"
+def _ceilings_beside(figures, model, n, size):
+    "A table: figures, ceiling of the window that the model sees, ceiling of the whole picture"
     from ctxseg_nb.data.dataloaders import VALID_SEED
     from ctxseg_nb.data.scenes import GROUPS, ContextScenes, ceiling
     from ctxseg_nb.models.backbones import receptive_field
@@ -244,31 +291,17 @@ def _ceilings_beside(metrics, model, n, size):
     local, full = (ceiling(scenes, r) for r in (window//2, float('inf')))
     print(f'{"mean IoU of":14}{"model":>8}{f"ceiling of its {window} px":>24}{"of the whole picture":>24}')
     for k in ('all', *GROUPS):
-        row = metrics.get('miou' if k == 'all' else k, math.nan), local[k], full[k]
+        row = figures.get('miou' if k == 'all' else k, math.nan), local[k], full[k]
         print(f'{k:14}' + ''.join(f'{100*v:{w}.1f}' if math.isfinite(v) else f'{"-":>{w}}' for v, w in zip(row, (8, 24, 24))))
 
 # %% ../nbs/cli.ipynb #76f6c6b6
 @command
 def train(
-    data: str = 'scenes',     # scenes, or a name that `ctxseg data` lists
+    config: TrainConfig,
     path: str = None,         # folder of the data set
-    model: str = 'fcn',       # as `ctxseg models` lists them
-    backbone: str = 'tiny',   # one that `ctxseg models` lists, or a network of timm
-    weights: str = None,      # of the backbone: imagenet; or, of squeezenet1_0 and vgg16_fc6, a safetensors file
-    epochs: Count = 25,       # passes over the training pictures
-    size: Size = '96',        # side, or height,width, pixels
-    bs: Count = 16,           # pictures a batch
-    lr: Rate = 4e-3,          # at the top of the one-cycle schedule
-    opt: Literal['adamw', 'sgd'] = 'adamw',  # sgd is that of the papers
-    head_lr: Rate = None,     # the head's learning rate as a multiple of the backbone's
     min_photos: CountOrNone = None,  # ccp: classes in fewer training photographs become void
-    seed: Seed = 0,           # of weights, order and augmentation
-    out: Folder = 'run',      # folder for model, metrics, pictures and checkpoint
+    out: Folder = 'run',      # folder for model, figures, pictures and checkpoint
     resume: bool = False,     # go on from the folder's checkpoint
-    precision: Literal['fp16', 'bf16'] = None,  # for mixed precision
-    accumulate: Count = 1,    # batches to a step
-    channels_last: bool = False,  # channels beside each other in memory
-    compile: str = None,      # backend of torch.compile, inductor say
     workers: Workers = 0,     # processes that read pictures beside the training one
     device: str = 'auto',     # to compute on: auto, cuda, cuda:1, mps or cpu
     recipe: str = None,       # an experiment of a paper, as `ctxseg recipes` lists them
@@ -279,10 +312,13 @@ def train(
 ):
     "Train a model, or run a recipe; with torchrun or accelerate launch, on all processes, whose batches together have `bs` pictures"
     of_recipes = {name: 'it belongs to --recipe' for name in ('override', 'start', 'steps')}
-    overrides = {name: f'change the recipe with --override {entry}=...' for name, entry in _ENTRIES.items()}
+    of_config = {name: f'change the recipe with --override {_IN_RECIPES.get(name, name)}=...' for name in (*_fields(TrainConfig), 'min_photos') if name not in _NOT_IN_RECIPES}
     if dry_run and not recipe: raise ValueError('--dry-run needs --recipe, the experiment that it is about')
-    if dry_run: return Mode(_dry_run, 'with --recipe and --dry-run', overrides)
-    return Mode(_run_recipe, 'with --recipe', overrides) if recipe else Mode(_train, 'without --recipe', of_recipes)
+    if dry_run: return Mode(_dry_run, 'with --recipe and --dry-run', of_config)
+    return Mode(_run_recipe, 'with --recipe', of_config) if recipe else Mode(_train, 'without --recipe', of_recipes)
+
+_IN_RECIPES = dict(size='crop', weights='pretrained', min_photos='data_options')  # option → field of a recipe, where its name differs
+_NOT_IN_RECIPES = 'n_train', 'n_valid', 'accumulate', 'class_weights', 'seed', 'precision', 'channels_last', 'compile'
 
 # %% ../nbs/cli.ipynb #5e0c1a07
 def _check_model(model, backbone='tiny'):
@@ -293,26 +329,30 @@ def _check_model(model, backbone='tiny'):
     if model not in MODELS: raise unknown_name('model', model, MODELS)
     check_backbone(backbone)
 
-def _train(data, path, model, backbone, weights, epochs, size, bs, lr, opt, head_lr, min_photos, seed, out, resume,
-           precision, accumulate, channels_last, compile, workers, device):
-    from fastai.basics import rank_distrib
-    from ctxseg_nb.training.config import TrainConfig
-    from ctxseg_nb.training.train import train
-    _check_model(model, backbone)
-    if data == 'scenes': _scene_side(size, path, min_photos)
-    else: _check_disk(data, path, min_photos)
-    _train_on(device)
-    config = TrainConfig(data=data, data_options={} if min_photos is None else dict(min_photos=min_photos), size=size, model=model, backbone=backbone,
-                         weights=weights, epochs=epochs, bs=bs, lr=lr, opt=opt, head_lr=head_lr, seed=seed, precision=precision,
-                         accumulate=accumulate, channels_last=channels_last, compile=compile)
-    learn = train(config, path, out, resume, workers=workers)
-    if not rank_distrib(): _print_metrics(_leave(learn, config, out, _whole_pictures(data, path, size, min_photos)[0]))
+def _validation_pictures(learn, config, path):
+    "The pictures that a training was validated on, with their masks, each at its own size"
+    from ctxseg_nb.data.dataset import check_mask
+    from ctxseg_nb.training.train import config_dataset
+    pairs = learn.dls.valid_ds.items
+    if config.data == 'scenes': return pairs
+    ds = config_dataset(config, path)
+    def read(image, file):
+        picture = ds.read(image)
+        return picture, check_mask(ds.read_mask(file), ds.info.n_classes, file, picture.shape[:2], image)
+    return (read(*pair) for pair in pairs)
 
+def _train(config, path, min_photos, out, resume, workers, device):
+    from fastai.basics import rank_distrib
+    from ctxseg_nb.training.train import train
+    _check_model(config.model, config.backbone)
+    if config.data == 'scenes': _check_scenes(path, min_photos)
+    else: _check_disk(config.data, path, min_photos)
+    _train_on(device)
+    if min_photos is not None: config = replace(config, data_options=dict(min_photos=min_photos))
+    learn = train(config, path, out, resume, workers=workers)
+    if not rank_distrib(): _print_figures(_leave(learn, config, out, _validation_pictures(learn, config, path)))
 
 # %% ../nbs/cli.ipynb #a24e1279
-_ENTRIES = dict(data='data', model='model', backbone='backbone', epochs='epochs', size='crop', bs='bs', lr='lr', opt='opt', head_lr='head_lr',
-                weights='pretrained', min_photos='data_options')  # option of `train` → entry of a recipe
-
 def _recipe(name, override):
     "A recipe with what shall be otherwise"
     from ctxseg_nb.experiments.recipes import recipe
@@ -329,10 +369,10 @@ def _run_recipe(recipe, override, path, out, seed, resume, start, steps, workers
     r = _recipe(recipe, override)
     _train_on(device)
     if not path: raise ValueError(f'--recipe {recipe} needs --path, the folder of the data set {r.data}')
-    learn, metrics = run_recipe(r, path, out, seed, resume, steps, start, workers)
-    if metrics is None: return
+    learn, figures = run_recipe(r, path, out, seed, resume, steps, start, workers)
+    if figures is None: return
     if learn.recorder.losses: _curves(learn, f'{out}/curves.png')
-    _print_metrics(metrics)
+    _print_figures(figures)
 
 # %% ../nbs/cli.ipynb #2ce2e5f8
 @command
@@ -417,12 +457,12 @@ def _benchmarks(names, out, device):
 # %% ../nbs/cli.ipynb #37422b62
 def _test_pictures(folder, names=None):
     "Files of pictures in `folder` and its subfolders; with the file `names`, those whose names it lists"
-    from ctxseg_nb.data.dataset import read_lines
+    from ctxseg_nb.data.dataset import reading
     if not folder: raise ValueError('--submission needs --pictures, the folder of the test pictures')
     if not Path(folder).is_dir(): raise FileNotFoundError(f'--pictures: no folder {folder}')
     files = sorted(f for f in Path(folder).rglob('*') if f.suffix.lower() in ('.jpg', '.jpeg', '.png'))
     if not names: return files
-    wanted = read_lines(names)
+    with reading(names, 'list of names'): wanted = Path(names).read_text().split()
     by_name = {f.stem: f for f in files}
     if missing := [n for n in wanted if n not in by_name]: raise ValueError(f'{names}: {len(missing)} of {len(wanted)} pictures are not in {folder}, {missing[0]} first')
     return [by_name[n] for n in wanted]
@@ -451,7 +491,9 @@ def _whole_pictures(data, path, size, min_photos):
     from ctxseg_nb.data.dataloaders import VALID_SEED
     from ctxseg_nb.data.scenes import ContextScenes
     from ctxseg_nb.evaluation.evaluator import read_split
-    if data == 'scenes': return ContextScenes(200, _scene_side(size, path, min_photos), VALID_SEED), ContextScenes.info
+    if data == 'scenes':
+        _check_scenes(path, min_photos)
+        return ContextScenes(200, _scene_side(size), VALID_SEED), ContextScenes.info
     ds = _open(data, path, min_photos)
     return read_split(ds), ds.info
 
@@ -501,7 +543,7 @@ def _score(model, data, path, size, min_photos, multiscale, out, trust, device):
 def _report(counts, info, out):
     from ctxseg_nb.evaluation.evaluator import write_report
     from ctxseg_nb.evaluation.metrics import compute_metrics, iou
-    _print_metrics(dict(zip(info.class_names, iou(counts.sum(0)))) | compute_metrics(counts, info))
+    _print_figures(dict(zip(info.class_names, iou(counts.sum(0)))) | compute_metrics(counts, info))
     if out:
         write_report(counts, info, out)
         print(f'look at {out}/report.png')

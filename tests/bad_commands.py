@@ -68,7 +68,7 @@ train --size 64,32 | --size; scenes are square; 64,32
 train --size 8 | from 16 to 1024; 8
 train --size 2000 | from 16 to 1024; 2000
 train --data camvid | --data camvid needs --path
-train --data imagenet | no data set 'imagenet'; there are scenes, camvid
+train --data imagenet | no data set 'imagenet'; there are scenes
 train --data imagenet --path {camvid} | no data set 'imagenet'
 train --data CamVid --path {camvid} | no data set 'CamVid'; camvid
 train --data '' | --data; found nothing
@@ -122,6 +122,19 @@ train --data camvid --path {camvid} --bs 2 --backbone squeezenet1_0 --weights {p
 train --weights '' | --weights; found nothing
 train --opt adagrad | --opt; adagrad; adamw
 train --opt '' | --opt; adamw
+train --schedule step | --schedule; step; poly
+train --class-weights all | --class-weights; all; sqrt
+train --scale .5,2 | --scale: applies to random crops only
+train --rotate 10 | --rotate: applies to random crops only
+train --crop 32 --scale 2,1 | --scale; the smaller first
+train --crop 32 --rotate 400 | --rotate; 400
+train --train-split trainval | --train-split: the embedded scenes have no splits
+train --data camvid --path {camvid} --bs 2 --valid-split dev | unknown split 'dev'
+train --data camvid --path {camvid} --bs 2 --n-train 5 | expected at most 2 pictures
+train --pairs-per-step 10 | --pairs-per-step: applies to the model deepcrf only, found fcn
+train --momentum 2 | --momentum; '2'
+train --flip 2 | --flip; '2'
+train --model-options n_codes=8 | no option '--model-options'
 train --precision fp8 | --precision; fp8; bf16
 train --precision 16 | --precision; 16
 train --data camvid --path {camvid} --bs 2 --compile foo | compile: expected one of; inductor; 'foo'

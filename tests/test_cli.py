@@ -114,13 +114,15 @@ def test_every_option_belongs_to_a_mode():
         modes = [f(**(options | chosen)) for chosen in given[name]]
         taken = {o for mode in modes for o in inspect.signature(mode.run).parameters}
         chosen = {o for mode in modes for o in options if f'--{o.replace("_", "-")}' in mode.name} | {'names'}
-        assert set(options) <= taken | chosen and taken <= set(options), name
+        assert set(options) <= taken | chosen and taken <= {*options, *cli._config_fields(f)}, name
 
 
-@pytest.mark.parametrize('option', [o for o in inspect.signature(cli.train).parameters if o not in inspect.signature(cli._run_recipe).parameters and o != 'dry_run'])
+TRAINING = cli._fields(cli.TrainConfig)
+
+@pytest.mark.parametrize('option', [o for o in (*TRAINING, 'min_photos') if o not in inspect.signature(cli._run_recipe).parameters])
 def test_options_that_a_recipe_does_not_use(option, tmp_path):
-    how = cli._how(inspect.signature(cli.train).parameters[option].annotation)
-    value = [] if 'action' in how else [how['choices'][0]] if 'choices' in how else ['3']
+    how = cli._how_field(option, TRAINING[option]) if option in TRAINING else {}
+    value = [] if 'action' in how else [how['choices'][0]] if 'choices' in how else ['.5,2'] if option == 'scale' else ['.5' if option in ('jitter', 'flip', 'momentum', 'weight_decay') else '3']
     code, out, err = run('train', '--recipe', RECIPE, '--path', tmp_path, '--out', tmp_path/'o', f'--{option.replace("_", "-")}', *value)
     assert code == 2 and f'--{option.replace("_", "-")} does not apply with --recipe' in err and not (tmp_path/'o').exists()
 
@@ -138,7 +140,7 @@ def test_choices_are_those_of_the_registries():
     from ctxseg_nb.evaluation.evaluator import SUBMISSION_FORMATS
     from ctxseg_nb.experiments.cifar import CIFAR_NETS
     def choices(f, name): return set(cli.get_args(inspect.signature(f).parameters[name].annotation))
-    assert choices(cli.train, 'opt') == set(learner.OPTIMISERS) and choices(cli.evaluate, 'submission') == set(SUBMISSION_FORMATS)
+    assert set(cli._how_field('opt', TRAINING['opt'])['choices']) == set(learner.OPTIMISERS) and choices(cli.evaluate, 'submission') == set(SUBMISSION_FORMATS)
     assert choices(cli.cifar, 'model') == set(CIFAR_NETS)
 
 

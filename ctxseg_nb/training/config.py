@@ -24,7 +24,7 @@ class Limits:
         "Raise `ValueError` with the name of the field where one of the numbers is outside"
         if all(type(n) in (int, float) and self.low <= n <= self.high for n in numbers): return
         what = 'a number' if len(numbers) == 1 else 'numbers'
-        raise ValueError(f'{name}: expected {what} from {self.low:g} to {self.high:g}, found {value}')
+        raise ValueError(f'{name}: expected {what} from {self.low:g} to {self.high:g}, found {value!r}')
 
 # %% ../../nbs/training/60_config.ipynb #0986bce6
 Count = Annotated[int, Limits(1, 10**6)]
@@ -90,7 +90,7 @@ def read_field(
     expected = ' or '.join(t.choices or [kind.__name__ for kind in t.kinds])
     if not fits: raise ValueError(f'{name}: expected {expected}, found {value!r}')
     if isinstance(found, tuple) and (not found or t.length not in (None, len(found))):
-        raise ValueError(f'{name}: expected {"two" if t.length == 2 else "some"} numbers, found {value}')
+        raise ValueError(f'{name}: expected {"two" if t.length == 2 else "some"} numbers, found {value!r}')
     if t.limits: t.limits.check(name, found if isinstance(found, tuple) else (found,), value)
     return found
 
@@ -145,17 +145,19 @@ class TrainConfig:
         if self.scale and self.scale[0] > self.scale[1]: raise ValueError(f'scale: expected two numbers, the smaller first, found {self.scale}')
         for name in ('scale', 'rotate', 'jitter'):
             if getattr(self, name) and not self.crop: raise ValueError(f'{name}: applies to random crops only, and crop is not given')
+        if self.pairs_per_step and self.model != 'deepcrf': raise ValueError(f'pairs_per_step: applies to the model deepcrf only, found {self.model}')
         if self.data != 'scenes': return
         for name, default in (('train_split', 'train'), ('valid_split', 'val')):
             if getattr(self, name) != default: raise ValueError(f'{name}: the embedded scenes have no splits')
-        if not (self.size is None or isinstance(self.size, int) or self.size[0] == self.size[1]):
-            raise ValueError(f'size: expected one number, as scenes are square, found {self.size[0]},{self.size[1]}')
+        height, width = self.picture_size
+        if height != width: raise ValueError(f'size: expected one number, as scenes are square, found {height},{width}')
+        if not 16 <= height <= 1024: raise ValueError(f'size: expected a number from 16 to 1024 for scenes, found {height}')
         if wrong := [k for k in self.data_options if k != 'kinds']: raise ValueError(f'data_options: {wrong[0]} is not for scenes, whose only option is kinds')
 
     @property
     def picture_size(self) -> tuple[int, int] | None:
         "(H, W) to which pictures are resized, pixels; None where they stay as they are"
-        size = self.size or (None if self.crop else 96)
+        size = self.size or (None if self.crop and self.data != 'scenes' else 96)
         return (size, size) if isinstance(size, int) else size
 
 # %% ../../nbs/training/60_config.ipynb #5579efa3
