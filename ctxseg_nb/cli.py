@@ -235,7 +235,7 @@ def _predictions(label, items, info, file):
 
 # %% ../nbs/cli.ipynb #df3fab66
 def _leave(learn, config, out, items):
-    "Score a training on whole pictures `items`, as `evaluate` does, and write model, figures and pictures into the folder `out`; the figures"
+    "Score a training on whole pictures `items`, as `evaluate` does, and write model, metrics and pictures into the folder `out`; the metrics"
     from dataclasses import asdict
     from itertools import chain, islice
     from ctxseg_nb.experiments.runner import environment
@@ -246,15 +246,15 @@ def _leave(learn, config, out, items):
     out, info, items, size = Path(out), learn.dls.info, iter(items), config.picture_size
     predictor, shown = _predictor(learn.model, dict(stats=IMAGENET_STATS), size), list(islice(items, 6))
     counts = score(predictor, chain(shown, items), info.n_classes)
-    figures = compute_metrics(counts, info)
+    metrics = compute_metrics(counts, info)
     save_model(learn.model, out/'model', info.class_names, info.palette, size=size)
-    write_json(out/'results.json', dict(figures=figures, config=asdict(config), environment=environment()))
+    write_json(out/'results.json', dict(metrics=metrics, config=asdict(config), environment=environment()))
     _curves(learn, out/'curves.png'); _predictions(predictor.labels, shown, info, out/'predictions.png')
-    return figures
+    return metrics
 
-def _print_figures(figures):
-    for k, v in figures.items(): print(f'{k:20}{100*v:6.1f}' if math.isfinite(v) else f'{k:20}     -')
-    if not math.isfinite(figures['miou']): print('the validation pictures have no pixel with a label')
+def _print_metrics(metrics):
+    for k, v in metrics.items(): print(f'{k:20}{100*v:6.1f}' if math.isfinite(v) else f'{k:20}     -')
+    if not math.isfinite(metrics['miou']): print('the validation pictures have no pixel with a label')
 
 # %% ../nbs/cli.ipynb #b2fbfafd
 @command
@@ -282,8 +282,8 @@ def demo(
 
 
 # %% ../nbs/cli.ipynb #95c86f04
-def _ceilings_beside(figures, model, n, size):
-    "A table: figures, ceiling of the window that the model sees, ceiling of the whole picture"
+def _ceilings_beside(metrics, model, n, size):
+    "A table: metrics, ceiling of the window that the model sees, ceiling of the whole picture"
     from ctxseg_nb.data.dataloaders import VALID_SEED
     from ctxseg_nb.data.scenes import GROUPS, ContextScenes, ceiling
     from ctxseg_nb.models.backbones import receptive_field
@@ -291,7 +291,7 @@ def _ceilings_beside(figures, model, n, size):
     local, full = (ceiling(scenes, r) for r in (window//2, float('inf')))
     print(f'{"mean IoU of":14}{"model":>8}{f"ceiling of its {window} px":>24}{"of the whole picture":>24}')
     for k in ('all', *GROUPS):
-        row = figures.get('miou' if k == 'all' else k, math.nan), local[k], full[k]
+        row = metrics.get('miou' if k == 'all' else k, math.nan), local[k], full[k]
         print(f'{k:14}' + ''.join(f'{100*v:{w}.1f}' if math.isfinite(v) else f'{"-":>{w}}' for v, w in zip(row, (8, 24, 24))))
 
 # %% ../nbs/cli.ipynb #76f6c6b6
@@ -300,7 +300,7 @@ def train(
     config: TrainConfig,
     path: str = None,         # folder of the data set
     min_photos: CountOrNone = None,  # ccp: classes in fewer training photographs become void
-    out: Folder = 'run',      # folder for model, figures, pictures and checkpoint
+    out: Folder = 'run',      # folder for model, metrics, pictures and checkpoint
     resume: bool = False,     # go on from the folder's checkpoint
     workers: Workers = 0,     # processes that read pictures beside the training one
     device: str = 'auto',     # to compute on: auto, cuda, cuda:1, mps or cpu
@@ -350,7 +350,7 @@ def _train(config, path, min_photos, out, resume, workers, device):
     _train_on(device)
     if min_photos is not None: config = replace(config, data_options=dict(min_photos=min_photos))
     learn = train(config, path, out, resume, workers=workers)
-    if not rank_distrib(): _print_figures(_leave(learn, config, out, _validation_pictures(learn, config, path)))
+    if not rank_distrib(): _print_metrics(_leave(learn, config, out, _validation_pictures(learn, config, path)))
 
 # %% ../nbs/cli.ipynb #a24e1279
 def _recipe(name, override):
@@ -369,10 +369,10 @@ def _run_recipe(recipe, override, path, out, seed, resume, start, steps, workers
     r = _recipe(recipe, override)
     _train_on(device)
     if not path: raise ValueError(f'--recipe {recipe} needs --path, the folder of the data set {r.data}')
-    learn, figures = run_recipe(r, path, out, seed, resume, steps, start, workers)
-    if figures is None: return
+    learn, metrics = run_recipe(r, path, out, seed, resume, steps, start, workers)
+    if metrics is None: return
     if learn.recorder.losses: _curves(learn, f'{out}/curves.png')
-    _print_figures(figures)
+    _print_metrics(metrics)
 
 # %% ../nbs/cli.ipynb #2ce2e5f8
 @command
@@ -457,12 +457,12 @@ def _benchmarks(names, out, device):
 # %% ../nbs/cli.ipynb #37422b62
 def _test_pictures(folder, names=None):
     "Files of pictures in `folder` and its subfolders; with the file `names`, those whose names it lists"
-    from ctxseg_nb.data.dataset import reading
+    from ctxseg_nb.data.dataset import read_lines
     if not folder: raise ValueError('--submission needs --pictures, the folder of the test pictures')
     if not Path(folder).is_dir(): raise FileNotFoundError(f'--pictures: no folder {folder}')
     files = sorted(f for f in Path(folder).rglob('*') if f.suffix.lower() in ('.jpg', '.jpeg', '.png'))
     if not names: return files
-    with reading(names, 'list of names'): wanted = Path(names).read_text().split()
+    wanted = read_lines(names)
     by_name = {f.stem: f for f in files}
     if missing := [n for n in wanted if n not in by_name]: raise ValueError(f'{names}: {len(missing)} of {len(wanted)} pictures are not in {folder}, {missing[0]} first')
     return [by_name[n] for n in wanted]
@@ -543,7 +543,7 @@ def _score(model, data, path, size, min_photos, multiscale, out, trust, device):
 def _report(counts, info, out):
     from ctxseg_nb.evaluation.evaluator import write_report
     from ctxseg_nb.evaluation.metrics import compute_metrics, iou
-    _print_figures(dict(zip(info.class_names, iou(counts.sum(0)))) | compute_metrics(counts, info))
+    _print_metrics(dict(zip(info.class_names, iou(counts.sum(0)))) | compute_metrics(counts, info))
     if out:
         write_report(counts, info, out)
         print(f'look at {out}/report.png')
