@@ -43,13 +43,13 @@ class ResBlock(nn.Module):
         cout: int,      # channels out
         stride: int = 1,  # of the first convolution
         dilations: tuple[int, int] = (1, 1),  # of the two convolutions
-    ):
+    ) -> None:
         super().__init__()
         d1, d2 = dilations
         self.body = nn.Sequential(conv_bn_relu(cin, cout, 3, stride, d1), conv_bn_relu(cout, cout, 3, 1, d2, relu=False))
         self.skip = conv_bn_relu(cin, cout, 1, stride, relu=False) if cin != cout or stride > 1 else nn.Identity()
 
-    def forward(self, x): return F.relu(self.body(x) + self.skip(x))
+    def forward(self, x: torch.Tensor) -> torch.Tensor: return F.relu(self.body(x) + self.skip(x))
 
 # %% ../../nbs/models/02_backbones.ipynb #80e63ce0
 class SequentialBackbone(nn.Module):
@@ -58,11 +58,11 @@ class SequentialBackbone(nn.Module):
         *stages: nn.Module,   # from image to coarsest map
         channels: list[int],  # of each stage's output
         strides: list[int],   # of each stage's output, pixels
-    ):
+    ) -> None:
         super().__init__()
         self.stages, self.channels, self.strides = nn.ModuleList(stages), channels, strides
 
-    def forward(self, x): return [x := stage(x) for stage in self.stages]
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]: return [x := stage(x) for stage in self.stages]
 
 # %% ../../nbs/models/02_backbones.ipynb #ab8bfb06
 def tiny_resnet(
@@ -121,13 +121,13 @@ class TimmBackbone(nn.Module):
         net: nn.Module,      # gives a list of maps, has timm's `feature_info`
         strides: list[int],  # of its maps, pixels
         fuse: bool = False,  # one joined map rather than a list?
-    ):
+    ) -> None:
         super().__init__()
         ch = net.feature_info.channels()
         self.net, self.fuse, self.multiple = net, fuse, max(strides)
         self.channels, self.strides = ([sum(ch[1:])], strides[1:2]) if fuse else (ch, strides)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         (h, w), m = x.shape[-2:], self.multiple
         maps = self.net(F.pad(x, (0, -w % m, 0, -h % m), PADDING))
         if self.fuse:
@@ -249,7 +249,7 @@ class SqueezeNet(nn.Module):
 
     def __init__(self,
         output_stride: int = 8,  # pixels between two cells of the last map: 8 drops the last pool, 16 keeps it
-    ):
+    ) -> None:
         super().__init__()
         from torchvision.models import squeezenet1_0
         if output_stride not in (8, 16): raise ValueError(f'squeezenet1_0: expected output_stride 8 or 16, found {output_stride}')
@@ -258,7 +258,7 @@ class SqueezeNet(nn.Module):
         if output_stride == 8: self.features[11] = nn.Identity()
         self.channels, self.strides = [96, 256, 512, 512], [min(s, output_stride) for s in self.strides_at.values()]
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         (h, w), m = x.shape[-2:], self.strides[-1]
         x, maps = F.pad(x, (2, 3 + -w % m, 2, 3 + -h % m), PADDING), []
         for i, layer in enumerate(self.features):
@@ -290,7 +290,7 @@ BACKBONES.register('squeezenet1_0')(squeezenet1_0)
 
 def check_backbone(
     name: str,  # as in `create_backbone`
-):
+) -> None:
     "Raise `ValueError` with the closest names for a backbone that neither this library nor timm knows"
     import timm
     if name not in BACKBONES and not timm.is_model(name): raise unknown_name('backbone', name, [*BACKBONES, *timm.list_models()])

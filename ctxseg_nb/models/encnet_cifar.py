@@ -29,14 +29,14 @@ class EncodingGate(nn.Module):
     def __init__(self,
         channels: int,    # C, a multiple of 4
         n_codes: int = 16,  # K
-    ):
+    ) -> None:
         super().__init__()
         n = channels//4
         self.reduce = nn.Sequential(nn.Conv2d(channels, n, 1), nn.BatchNorm2d(n), nn.ReLU(inplace=True))
         self.encoding = Encoding(n, n_codes, drop_scale=True)
         self.W = nn.Linear(n_codes*n, channels)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         e = F.normalize(self.encoding(self.reduce(x)).flatten(1), dim=1)   # (B, K·C/4)
         return self.W(e.to(self.W.weight.dtype)).sigmoid()
 
@@ -57,14 +57,14 @@ class PreActBlock(nn.Module):
         stride: int = 1,  # of the first convolution
         gate: Callable[[int], nn.Module] | None = None,  # channels → module that gives γ (B, cout) from F; γ = 1 where not given
         projection: bool = True,  # a shortcut to more channels is a 1×1 convolution? If not, it has no parameters
-    ):
+    ) -> None:
         super().__init__()
         self.norm1, self.conv1 = nn.BatchNorm2d(cin), nn.Conv2d(cin, cout, 3, stride, 1, bias=False)
         self.norm2, self.conv2 = nn.BatchNorm2d(cout), nn.Conv2d(cout, cout, 3, 1, 1)
         self.gate, self.stride = gate and gate(cout), stride
         self.project = nn.Conv2d(cin, cout, 1, bias=False) if projection and cin < cout else None
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = F.relu(self.norm1(x))
         f = self.conv2(F.relu(self.norm2(self.conv1(h))))
         if self.gate is not None: f = f*self.gate(f)[:, :, None, None].to(f.dtype)
@@ -74,7 +74,7 @@ class PreActBlock(nn.Module):
 # %% ../../nbs/models/08_encnet_cifar.ipynb #4dac8d02
 def msra(
     m: nn.Module,  # any
-):
+) -> None:
     "Weights of a convolution or linear layer ~ N(0, 2/fan-in), bias 0; others stay (He et al. 2015, eq. 10)"
     if isinstance(m, (nn.Conv2d, nn.Linear)):
         nn.init.kaiming_normal_(m.weight, nonlinearity='relu')
@@ -87,7 +87,7 @@ class CifarNet(nn.Module):
         width: int = 64,  # channels of the first stage, a multiple of 4
         gate: Callable[[int], nn.Module] | None = None,  # of every block, as in `PreActBlock`
         projection: bool = True,  # as in `PreActBlock`
-    ):
+    ) -> None:
         if width < 4 or width % 4: raise ValueError(f'width: expected a multiple of 4, found {width}')
         super().__init__()
         self.stem, blocks, c = nn.Conv2d(3, width, 3, 1, 1), [], width
@@ -97,7 +97,7 @@ class CifarNet(nn.Module):
         self.blocks, self.norm, self.classify = nn.Sequential(*blocks), nn.BatchNorm2d(c), nn.Linear(c, 10)
         self.apply(msra)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.blocks(self.stem(check_images(x)))
         return self.classify(F.relu(self.norm(x)).mean((2, 3)))
 

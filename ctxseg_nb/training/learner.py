@@ -5,7 +5,7 @@
 # %% ../../nbs/training/55_learner.ipynb #8c20cdc9
 from __future__ import annotations
 import math, sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
 from itertools import islice
@@ -43,7 +43,7 @@ def _scaled(step):
 def head_lr_multiplier(
     opt_func,         # fastai optimiser: `SGD`, `Adam`, a `partial` of one
     head_lr: float,   # rate of the last group of parameters, as a multiple of that of the others
-):
+) -> Callable:
     "`opt_func` whose last group of parameters learns `head_lr` times as fast"
     def make(params, **kwargs):
         opt = opt_func(params, **kwargs)
@@ -81,20 +81,20 @@ class LossTermRecorder(Callback):
     "Collect each value of a `SegmentationLoss` at every training step in `recorder.loss_values`, {name: list of numbers}"
     run_valid = False
 
-    def before_fit(self):
+    def before_fit(self) -> None:
         self.terms, self.pending = {}, []
 
-    def after_loss(self):
+    def after_loss(self) -> None:
         values = getattr(self.loss_func, 'values', None)
         if values: self.pending.append(torch.stack([v.float() for v in values.values()]))
 
-    def after_train(self):
+    def after_train(self) -> None:
         if not self.pending: return
         rows = torch.stack([v.to(self.pending[-1].device) for v in self.pending]).tolist()
         for name, column in zip(self.loss_func.values, zip(*rows)): self.terms.setdefault(name, []).extend(column)
         self.pending = []
 
-    def after_fit(self):
+    def after_fit(self) -> None:
         if self.terms: self.recorder.loss_values = self.terms
 
     def state_dict(self) -> dict:
@@ -109,14 +109,14 @@ class LossTermRecorder(Callback):
 class TrainingProgress(Callback):
     "Tell all parts of the model that have `training_progress`, before every training step, how much of the training is done, 0 to 1"
     run_valid = False
-    def before_batch(self): set_training_progress(self.model, self.pct_train)
+    def before_batch(self) -> None: set_training_progress(self.model, self.pct_train)
 
 # %% ../../nbs/training/55_learner.ipynb #5e0c1d02
 class StepProgress(Callback):
     "A bar over all training steps on a terminal, and a line for each epoch through the learner's `logger`"
     order, run_valid = 60, False   # as fastai's `ProgressCallback`
 
-    def before_fit(self):
+    def before_fit(self) -> None:
         self.bar, self.old_logger = progress(what='steps', total=self.n_epoch*len(self.dls.train)), self.learn.logger
         if self.old_logger is noop: return
         self.learn.logger = self._line
@@ -127,9 +127,9 @@ class StepProgress(Callback):
         cells = [f'{v:.4f}' if isinstance(v, float) else str(v) for v in values]
         self.bar.write(''.join(f'{c:>{w}}' for c, w in zip(cells, widths)), file=sys.stdout)
 
-    def after_batch(self): self.bar.update(self.train_iter - self.bar.n)
+    def after_batch(self) -> None: self.bar.update(self.train_iter - self.bar.n)
 
-    def after_fit(self):
+    def after_fit(self) -> None:
         self.bar.close()
         self.learn.logger = self.old_logger
 
@@ -179,7 +179,7 @@ class AccumulateGradients(Callback):
         if n < 1: raise ValueError(f'accumulate: expected 1 batch or more, found {n}')
         self.n = n
 
-    def before_fit(self):
+    def before_fit(self) -> None:
         "Raises `ValueError` where an epoch has too few batches or the loss does not count"
         batches = len(self.dls.train)
         if self.n > batches: raise ValueError(f'accumulate: expected at most the {batches} batches of an epoch, found {self.n}')
@@ -188,10 +188,10 @@ class AccumulateGradients(Callback):
         self.progress = 0.
         self.opt.zero_grad()   # of a fit that was broken off in the middle of a group
 
-    def state_dict(self): return dict(progress=self.progress)
-    def load_state_dict(self, state): self.progress = state['progress']
+    def state_dict(self) -> dict: return dict(progress=self.progress)
+    def load_state_dict(self, state: dict) -> None: self.progress = state['progress']
 
-    def before_train(self): self.learn.dl = _Groups(self.dl, self.n, self._count, self._turn)
+    def before_train(self) -> None: self.learn.dl = _Groups(self.dl, self.n, self._count, self._turn)
 
     def _count(self, group):
         counts = torch.stack([self.loss_func.counts(b[-1]) for b in group])   # (n, terms)
@@ -201,17 +201,17 @@ class AccumulateGradients(Callback):
 
     def _turn(self, i, last): self.i, self.last = i, last
 
-    def before_batch(self):
+    def before_batch(self) -> None:
         if self.i == 0: self.progress = self.pct_train
         else: set_training_progress(self.model, self.progress)   # of the step, not of the batch
 
-    def after_pred(self):
+    def after_pred(self) -> None:
         names = 'pixel', *[term.name for term in self.loss_func.terms]
         self.loss_func.next_batch(dict(zip(names, self.shares[self.i])), first=self.i == 0, last=self.last)
 
-    def after_loss(self): self.learn.loss = self.loss_func.total(self.loss_func.values)   # as it is without shares
+    def after_loss(self) -> None: self.learn.loss = self.loss_func.total(self.loss_func.values)   # as it is without shares
 
-    def after_backward(self):
+    def after_backward(self) -> None:
         if not self.last: raise CancelBatchException   # no clipping, no step, and the gradients stay
 
 # %% ../../nbs/training/55_learner.ipynb #0d7be592
@@ -222,12 +222,12 @@ class CheckFinite(Callback):
         every: int = 50,  # steps between two looks at the losses
     ): self.every = every
 
-    def before_fit(self): self.losses, self.run = [], not hasattr(self.learn, 'lr_finder')   # which goes on until the loss explodes
-    def after_batch(self):
+    def before_fit(self) -> None: self.losses, self.run = [], not hasattr(self.learn, 'lr_finder')   # which goes on until the loss explodes
+    def after_batch(self) -> None:
         self.losses.append(self.loss.detach())
         if len(self.losses) == self.every: self._look()
 
-    def after_train(self):
+    def after_train(self) -> None:
         self._look()
         weights = [p for p in self.model.parameters() if p.is_floating_point()]
         if not torch.stack([p.detach().isfinite().all() for p in weights]).all():
@@ -242,7 +242,7 @@ class CheckFinite(Callback):
 # %% ../../nbs/training/55_learner.ipynb #6ad2578e
 class DeviceMixedPrecision(MixedPrecision):
     "fastai's mixed precision, on a CPU too: there bfloat16 autocast without scaling"
-    def before_fit(self):
+    def before_fit(self) -> None:
         if next(self.model.parameters()).device.type != 'cpu': return super().before_fit()
         self.autocast = torch.autocast('cpu', torch.bfloat16)
         self.learn.scaler, self.scales = torch.amp.GradScaler('cpu', enabled=False), L()
