@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-import fastai.callback.progress, fastai.callback.schedule  # they give Learner no_bar and fit_one_cycle
 from fastai.basics import DataLoader, DataLoaders, Learner, OptimWrapper, default_device, set_seed
 from filelock import FileLock
 from PIL import Image
@@ -20,13 +19,14 @@ from ..evaluation.evaluator import evaluate
 from ..evaluation.metrics import compute_metrics, mean_iou
 from ..models.class_guidance import keep_true_classes
 from ..models.segmentor import create_model
-from ..training.learner import StepProgress, TrainingProgress
-from ..training.train import NoValidation
+from ..training.learner import TrainingProgress
+from ..training.config import TrainConfig
+from ..training.train import fit
 from ..training.losses import SegmentationLoss, class_weights, count_labels
 
 # %% auto #0
 __all__ = ['picture', 'fingerprint', 'frozen_features', 'OnFeatures', 'FeatureSet', 'feature_batches', 'mean_average_precision',
-           'presence_scores', 'adamw', 'train_head', 'frozen_arm']
+           'presence_scores', 'adamw', 'train_head', 'run_frozen_head']
 
 # %% ../../nbs/experiments/25_frozen_features.ipynb #2229424a
 def picture(
@@ -189,12 +189,11 @@ def train_head(
     train = DataLoader(FeatureSet(maps, masks), bs=bs, shuffle=True, drop_last=True)
     weight = class_weights(count_labels(masks[:, ::4, ::4], n_classes))
     learn = Learner(DataLoaders(train, train, device=default_device()), OnFeatures(model, masks.shape[1:]), SegmentationLoss(model, weight),
-                    opt_func=adamw, cbs=[NoValidation, TrainingProgress])
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr, cbs=StepProgress())
-    return learn.model
+                    opt_func=adamw, cbs=TrainingProgress)
+    return fit(learn, TrainConfig(epochs=epochs, lr=lr, bs=bs), validate=False).model
 
 # %% ../../nbs/experiments/25_frozen_features.ipynb #f99f5431
-def frozen_arm(
+def run_frozen_head(
     seed: int,             # of initial weights, order and mirroring
     ds,                    # a `SegDataset`
     size: tuple[int, int], # (H, W), pixels

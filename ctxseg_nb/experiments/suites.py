@@ -12,7 +12,7 @@ from ..core import IMAGENET_STATS
 from ..evaluation.evaluator import evaluate
 from ..evaluation.metrics import compute_metrics, mean_iou
 from ..evaluation.sliding_window import SCALES, Predictor
-from .frozen_features import frozen_arm
+from .frozen_features import run_frozen_head
 from .runner import Experiment, register_experiment
 from ..training.config import TrainConfig
 from ..training.train import config_dataset, train
@@ -75,7 +75,7 @@ def run_on_frozen_features(
 ) -> tuple[dict, np.ndarray]:  # metrics, (n, K, 3) counts
     "A run on frozen features"
     ds = config_dataset(config, path)
-    return frozen_arm(config.seed, ds, config.picture_size, config.model, weights, head=config.model_options, epochs=config.epochs, lr=config.lr, bs=config.bs)
+    return run_frozen_head(config.seed, ds, config.picture_size, config.model, weights, head=config.model_options, epochs=config.epochs, lr=config.lr, bs=config.bs)
 
 # %% ../../nbs/experiments/21_suites.ipynb #2341be6a
 CONTROLS = {name: dict(model=name) for name in ('fcn', 'gap', 'gap_local', 'fcn_wide')}
