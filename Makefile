@@ -12,7 +12,7 @@ DEV  := $(VENV)/.dev-$(KEY)
 NEWEST := .newest/.done-$(KEY)
 OLDEST := .oldest/.done-$(KEY)
 
-.PHONY: help demo test test-one test-oldest lab sync readme clean check-sync check-pytest check-notebooks check-smoke
+.PHONY: help demo test test-one test-oldest lab sync readme clean check-sync check-style check-pytest check-notebooks check-smoke
 .NOTPARALLEL:
 
 help:
@@ -21,14 +21,14 @@ help:
 	@echo 'make test-one T=tests/test_models.py    one file of tests, or one test in it'
 	@echo 'make test-oldest    the tests with the oldest versions that settings.ini allows'
 	@echo 'make lab     JupyterLab on nbs/'
-	@echo 'make sync    export the modules, clean the notebooks, write README.md'
+	@echo 'make sync    format, export the modules, clean the notebooks, write README.md'
 	@echo 'make readme  write README.md only'
 	@echo 'make clean   remove what the other targets wrote, but not $(VENV)'
 
 demo: $(RUN)
 	$(BIN)/ctxseg demo
 
-test: check-sync check-pytest check-notebooks check-smoke
+test: check-sync check-style check-pytest check-notebooks check-smoke
 
 test-one: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest "$(T)"
@@ -37,6 +37,8 @@ lab: $(DEV)
 	$(BIN)/jupyter lab nbs
 
 sync: $(DEV)
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format --quiet
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
 	$(BIN)/python tools/readme.py nbs/index.ipynb README.md
@@ -55,6 +57,11 @@ check-sync: $(DEV)
 	@stale=; for path in nbs ctxseg_nb README.md; do diff -r -x __pycache__ -x '.*' $$path .sync/$$path || stale=1; done; \
 	 test -z "$$stale" || { echo 'the lines with < are not what the notebooks give (>): run make sync'; exit 1; }
 	@rm -rf .sync
+
+check-style: $(DEV)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy ctxseg_nb
 
 # an environment of its own, with the lower bound of every requirement that has one
 test-oldest: $(OLDEST)
