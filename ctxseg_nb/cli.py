@@ -242,12 +242,12 @@ def _leave(learn, config, out, items):
     from ctxseg_nb.core import IMAGENET_STATS, write_json
     from ctxseg_nb.evaluation.evaluator import evaluate as score
     from ctxseg_nb.evaluation.metrics import compute_metrics
-    from ctxseg_nb.models.segmentor import save_model
+    from ctxseg_nb.models.segmentor import save_segmentor
     out, info, items, size = Path(out), learn.dls.info, iter(items), config.picture_size
     predictor, shown = _predictor(learn.model, dict(stats=IMAGENET_STATS), size), list(islice(items, 6))
     counts = score(predictor, chain(shown, items), info.n_classes)
     metrics = compute_metrics(counts, info)
-    save_model(learn.model, out/'model', info.class_names, info.palette, size=size)
+    save_segmentor(learn.model, out/'model', info.class_names, info.palette, size=size)
     write_json(out/'results.json', dict(metrics=metrics, config=asdict(config), environment=environment()))
     _curves(learn, out/'curves.png'); _predictions(predictor.labels, shown, info, out/'predictions.png')
     return metrics
@@ -636,10 +636,10 @@ def export(
 ):
     "Write a model as a graph that other programs run"
     from ctxseg_nb.evaluation.export import export_onnx, export_program, trace_model
-    from ctxseg_nb.models.segmentor import load_model
+    from ctxseg_nb.models.segmentor import load_segmentor
     writers = {'.onnx': export_onnx, '.pt2': export_program}
     if Path(out).suffix not in writers: raise ValueError(f'{out}: expected a file that ends in .onnx or .pt2')
-    net, saved = load_model(model)
+    net, saved = load_segmentor(model)
     graph = trace_model(net, fixed=fixed) if fixed else net
     writers[Path(out).suffix](graph, out, saved['class_names'], saved['palette'], saved['stats'], saved['size'])
     print(f'{model} -> {out}')

@@ -24,8 +24,8 @@ with tempfile.TemporaryDirectory() as tmp:
     Image.new('RGB', (64, 64), (128,)*3).save(image)
     with learn.no_bar(): mask = torch.as_tensor(learn.predict(image)[0])
     assert tuple(mask.shape[-2:]) == (64, 64), f'expected a mask of 64×64, found {tuple(mask.shape)}'
-    save_model(learn.model, path, class_names=dls.vocab)
-    model, info = load_model(path)
+    save_segmentor(learn.model, path, class_names=dls.vocab)
+    model, info = load_segmentor(path)
     code = main(['demo', '--epochs', '1', '--n-train', '16', '--n-valid', '5', '--size', '48', '--out', tmp])
     assert code == 0, f'ctxseg demo ended with {code}'
 

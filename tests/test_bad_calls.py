@@ -42,8 +42,8 @@ CALLS = {   # what is wrong → call, words of the error
     'one image without a batch': (lambda: model()(r(3, 8, 8)), '(3, 8, 8)'),
     'images of bytes': (lambda: model()(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)), 'uint8'),
     'no images': (lambda: Predictor(model()).labels(np.zeros((0, 0, 3), np.uint8)), '(0, 0, 3)'),
-    'too few class names': (lambda: save_model(model(), '/tmp/not-written', ['a', 'b']), '5'),
-    'model file that is not there': (lambda: load_model('/nowhere/model'), '/nowhere/model'),
+    'too few class names': (lambda: save_segmentor(model(), '/tmp/not-written', ['a', 'b']), '5'),
+    'model file that is not there': (lambda: load_segmentor('/nowhere/model'), '/nowhere/model'),
     'exported file of an unknown kind': (lambda: load_exported('model.pickle'), '.pickle'),
     'exported program without trust': (lambda: load_exported('model.pt2'), 'model.pt2'),
     # losses

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from ctxseg_nb import cli
 from ctxseg_nb.data.dataset import DATASETS
 from ctxseg_nb.testing.miniatures import make_miniature
-from ctxseg_nb.models.segmentor import create_model, save_model
+from ctxseg_nb.models.segmentor import create_model, save_segmentor
 from bad_commands import bad_commands
 
 BAD = list(bad_commands())
@@ -46,7 +46,7 @@ def world(tmp_path_factory):
     def model(name, n=3, change=lambda net: None):
         net = create_model('fcn', n, backbone_options=dict(width=8), width=8)
         change(net)
-        save_model(net, root/name, [f'class{k}' for k in range(n)])
+        save_segmentor(net, root/name, [f'class{k}' for k in range(n)])
         return f'{root/name}.safetensors'
     found = dict(root=root, out=root/'out', none=root/'none', folder=root/'folder', file=root/'file.txt', pipe=root/'pipe', empties=root/'empties',
                  pictures=root/'pictures', photo=root/'photo.png', cutphoto=root/'folder'/'cut.png', model=model('model'), voc21=model('voc21', 21),

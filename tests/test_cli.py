@@ -6,7 +6,7 @@ import numpy as np, pytest, torch
 from PIL import Image
 from ctxseg_nb import cli
 from ctxseg_nb.core import IGNORE
-from ctxseg_nb.models.segmentor import create_model, save_model
+from ctxseg_nb.models.segmentor import create_model, save_segmentor
 from ctxseg_nb.training import learner, train as training
 
 RECIPE = 'encnet/pascal_context/resnet50'
@@ -29,7 +29,7 @@ def picture(file, seed=0, size=(9, 13)):
 def model(tmp_path_factory):
     "A small model on disk"
     file = tmp_path_factory.mktemp('model')/'m'
-    save_model(create_model('fcn', 3, backbone_options=dict(width=8), width=8), file, ['sky', 'road', 'car'])
+    save_segmentor(create_model('fcn', 3, backbone_options=dict(width=8), width=8), file, ['sky', 'road', 'car'])
     return f'{file}.safetensors'
 
 
@@ -301,7 +301,7 @@ def test_void_everywhere(tmp_path):
 def test_weights_that_are_not_finite_are_refused(tmp_path):
     net = create_model('fcn', 3, backbone_options=dict(width=8), width=8)
     net.head.classify[1].weight.data[0, 0] = float('nan')
-    save_model(net, tmp_path/'m', ['sky', 'road', 'car'])
+    save_segmentor(net, tmp_path/'m', ['sky', 'road', 'car'])
     for words in (['predict', picture(tmp_path/'a.png'), '--model', tmp_path/'m.safetensors'], ['evaluate', tmp_path/'m.safetensors'], ['export', tmp_path/'m.safetensors', tmp_path/'m.pt2']):
         code, out, err = run(*words)
         assert code == 2 and err.count('\n') == 1 and 'head.classify.1.weight' in err and 'finite' in err

@@ -6,7 +6,7 @@ from ctxseg_nb.models.cfnet import ACF, CFM, CFHead, cfnet, contextual_prior, co
 from ctxseg_nb.models.deepcrf import DeepCRFHead, deepcrf, vgg16_fc6
 from ctxseg_nb.models.encnet import ContextEncoding, EncNetHead, Encoding, encnet, encode
 from ctxseg_nb.models.encnet_cifar import CifarNet, cifar_encnet, cifar_resnet, cifar_seresnet
-from ctxseg_nb.models.segmentor import create_model, fcn, load_model, save_model
+from ctxseg_nb.models.segmentor import create_model, fcn, load_segmentor, save_segmentor
 from ctxseg_nb.training.losses import SegmentationLoss
 
 HALVES = torch.bfloat16, torch.float16
@@ -118,8 +118,8 @@ NETS = dict(
 @pytest.mark.parametrize('name', NETS)
 def test_a_file_keeps_the_options(name, tmp_path):
     model, x = NETS[name]().eval(), torch.randn(2, 3, 33, 47)
-    save_model(model, tmp_path/'m', list('abcde'))
-    again, info = load_model(tmp_path/'m')
+    save_segmentor(model, tmp_path/'m', list('abcde'))
+    again, info = load_segmentor(tmp_path/'m')
     with torch.no_grad(): torch.testing.assert_close(again(x), model(x))
     assert info['config'] == model.config
 

@@ -254,9 +254,9 @@ def test_predictions_are_what_is_scored(trained):
 
 def test_normalisation_of_the_model_file(trained, tmp_path):
     "Another mean and standard deviation in a model's info reach the network"
-    from ctxseg_nb.models.segmentor import load_model
+    from ctxseg_nb.models.segmentor import load_segmentor
     tmp, seen = trained[0], []
-    net, info = load_model(tmp/'run'/'model')
+    net, info = load_segmentor(tmp/'run'/'model')
     net = lambda x: seen.append(x) or torch.zeros(1, 11, *x.shape[2:])
     cli._predictor(net, info | dict(stats=([.5]*3, [.25]*3)), (8, 8)).labels(np.full((20, 30, 3), 255, np.uint8))
     torch.testing.assert_close(seen[0], torch.full((1, 3, 8, 8), 2.))

@@ -10,7 +10,7 @@ from ctxseg_nb.crf.guided import GuidanceCRF
 from ctxseg_nb.models.backbones import open_tensors
 from ctxseg_nb.models.deepcrf import deepcrf
 from ctxseg_nb.models.class_guidance import CRFWrapper
-from ctxseg_nb.models.segmentor import create_model, MODELS, load_model, save_model
+from ctxseg_nb.models.segmentor import create_model, MODELS, load_segmentor, save_segmentor
 from safetensors.torch import save
 
 MODELS = sorted(MODELS)
@@ -290,9 +290,9 @@ def same_state(a, b):
 def test_round_trip(name, tmp_path):
     "Every number comes back, from the one file, whichever name it is asked for by"
     net, x = stirred(small(name, aux=True)), torch.randn(2, 3, 17, 24)
-    save_model(net, tmp_path/'net.v1', 'abc', size=(np.int64(17), 24))
+    save_segmentor(net, tmp_path/'net.v1', 'abc', size=(np.int64(17), 24))
     (tmp_path/'net.v1.json').unlink()
-    for end in ('', '.json', '.safetensors'): again, info = load_model(tmp_path/f'net.v1{end}')
+    for end in ('', '.json', '.safetensors'): again, info = load_segmentor(tmp_path/f'net.v1{end}')
     assert same_state(again, net) and again.config == net.config and not again.training
     assert (info['class_names'], info['size']) == (['a', 'b', 'c'], [17, 24])
     with torch.no_grad(): assert torch.equal(again(x), net.eval()(x))
@@ -325,7 +325,7 @@ def test_fresh_process(tmp_path):
     "A model of each module, and one on each backbone of our own, in a process that has imported none of them"
     nets = {n: small(n) for n in ('fcn', 'pspnet', 'encnet', 'cfnet', 'mcibi', 'deepcrf', 'guided')}
     nets |= dict(featmap_nets=create_model('fcn', 3, 'featmap_nets', dict(nets=1, block_width=4, width=4)), squeeze=create_model('fcn', 3, 'squeezenet1_0'))
-    for name, net in nets.items(): save_model(stirred(net), tmp_path/name, 'abc')
+    for name, net in nets.items(): save_segmentor(stirred(net), tmp_path/name, 'abc')
     environment = os.environ | dict(PYTHONPATH=str(Path(__file__).parent.parent), OMP_NUM_THREADS='1')
     subprocess.run([sys.executable, '-c', FRESH, *(str(tmp_path/n) for n in nets)], check=True, env=environment)
     for name, net in nets.items():
@@ -344,22 +344,22 @@ def older(folder, card_text):
 def saved(tmp_path):
     "A folder with the model a.safetensors, and the model"
     net = stirred(small('gap', width=4))
-    save_model(net, tmp_path/'a', ['sky', 'sea', 'land'], size=(17, 24))
+    save_segmentor(net, tmp_path/'a', ['sky', 'sea', 'land'], size=(17, 24))
     return tmp_path, net
 
 
 def test_older_form_is_read(saved):
     folder, net = saved
-    again, info = load_model(older(folder, (folder/'a.json').read_text()))
+    again, info = load_segmentor(older(folder, (folder/'a.json').read_text()))
     assert same_state(again, net) and info['class_names'] == ['sky', 'sea', 'land']
     (folder/'older.json').unlink()
-    with pytest.raises(FileNotFoundError, match='older.json: no such file, and .*older.safetensors itself holds no model card'): load_model(folder/'older')
+    with pytest.raises(FileNotFoundError, match='older.json: no such file, and .*older.safetensors itself holds no model card'): load_segmentor(folder/'older')
 
 
 def test_card_in_the_file_counts(saved):
     folder, net = saved
     (folder/'a.json').write_text('something else')
-    assert same_state(load_model(folder/'a')[0], net)
+    assert same_state(load_segmentor(folder/'a')[0], net)
 
 
 def _save_often(path, n):
@@ -367,7 +367,7 @@ def _save_often(path, n):
         width = 2 + 2*(i % 2)
         net = small('fcn', width, width=width)
         torch.nn.init.constant_(net.head.classify[1].bias, width)
-        save_model(net, path, [f'{width}']*width, stats=([width]*3, [1.]*3))
+        save_segmentor(net, path, [f'{width}']*width, stats=([width]*3, [1.]*3))
 
 def test_reader_never_sees_two_models_mixed(tmp_path):
     "A writer alternates two models in one path: what is loaded is always one of them"
@@ -376,7 +376,7 @@ def test_reader_never_sees_two_models_mixed(tmp_path):
     writer.start()
     seen = set()
     while writer.is_alive() or not seen:
-        net, info = load_model(tmp_path/'m')
+        net, info = load_segmentor(tmp_path/'m')
         width = len(info['class_names'])
         assert net.config['n_classes'] == width and info['class_names'] == [f'{width}']*width and info['stats'][0] == [width]*3
         assert net.head.classify[1].bias.tolist() == [width]*width
@@ -390,13 +390,13 @@ def test_file_replaced_between_its_head_and_its_values(tmp_path, monkeypatch):
     for name, width in ('m', 2), ('new', 4):
         net = small('fcn', width, width=width)
         torch.nn.init.constant_(net.head.classify[1].bias, width)
-        save_model(net, tmp_path/name, [f'{width}']*width)
+        save_segmentor(net, tmp_path/name, [f'{width}']*width)
     open_values = torch.UntypedStorage.from_file
     def replace_first(*args, **kwargs):
         if (tmp_path/'new.safetensors').exists(): os.replace(tmp_path/'new.safetensors', tmp_path/'m.safetensors')
         return open_values(*args, **kwargs)
     monkeypatch.setattr(torch.UntypedStorage, 'from_file', replace_first)
-    net, info = load_model(tmp_path/'m')
+    net, info = load_segmentor(tmp_path/'m')
     width = len(info['class_names'])
     assert info['class_names'] == [f'{width}']*width and net.head.classify[1].bias.tolist() == [width]*width
 
@@ -445,20 +445,20 @@ def test_wrong_card(saved, monkeypatch, entry, value, said, form):
         with open_tensors(folder/'older.safetensors') as file: tensors = {k: file.get_tensor(k) for k in file.keys()}
         (folder/'older.safetensors').write_bytes(save(tensors, {KEY: (folder/'older.json').read_text()}))
         (folder/'older.json').unlink()
-    with pytest.raises(ValueError, match=said) as e: load_model(path)
+    with pytest.raises(ValueError, match=said) as e: load_segmentor(path)
     assert f'{path}.' in str(e.value) and len(str(e.value)) < 600 and '\n' not in str(e.value)
 
 
 @pytest.mark.parametrize('text', ['', '{"format": 1', '[]', 'null', '1', '['*10**5, '{"format": ' + '1'*5000 + '}', '\0'])
 def test_card_that_is_none(saved, text):
-    with pytest.raises(ValueError, match='older.json: expected a model card') as e: load_model(older(saved[0], text))
+    with pytest.raises(ValueError, match='older.json: expected a model card') as e: load_segmentor(older(saved[0], text))
     assert len(str(e.value)) < 400
 
 
 def test_card_that_is_no_text(saved):
     path = older(saved[0], '')
     (saved[0]/'older.json').write_bytes(b'\xff\xfe{}')
-    with pytest.raises(ValueError, match='older.json: expected a model card in JSON'): load_model(path)
+    with pytest.raises(ValueError, match='older.json: expected a model card in JSON'): load_segmentor(path)
 
 
 def rewritten(folder, change):
@@ -483,19 +483,19 @@ BIAS = 'head.classify.1.bias'
     (lambda t: t.update(more=torch.zeros(2)), 'more: expected no such tensor, found .2,.')])
 def test_wrong_tensors(saved, change, said):
     path = rewritten(saved[0], change)
-    with pytest.raises(ValueError, match=f'b.safetensors.*{said}'): load_model(path)
+    with pytest.raises(ValueError, match=f'b.safetensors.*{said}'): load_segmentor(path)
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precision_is_read(saved, dtype):
     path = rewritten(saved[0], lambda t: t.update({BIAS: torch.tensor([.5, 0, -2], dtype=dtype)}))
-    assert load_model(path)[0].head.classify[1].bias.tolist() == [.5, 0, -2]
+    assert load_segmentor(path)[0].head.classify[1].bias.tolist() == [.5, 0, -2]
 
 
 @pytest.mark.parametrize('cut', [0, 4, 8, 100, 2000, -1])
 def test_truncated_file(saved, cut):
     (saved[0]/'b.safetensors').write_bytes((saved[0]/'a.safetensors').read_bytes()[:cut])
-    with pytest.raises(ValueError, match='b.safetensors: expected a safetensors file, found a truncated or other one'): load_model(saved[0]/'b')
+    with pytest.raises(ValueError, match='b.safetensors: expected a safetensors file, found a truncated or other one'): load_segmentor(saved[0]/'b')
 
 
 @pytest.mark.parametrize('said, change', [
@@ -504,7 +504,7 @@ def test_truncated_file(saved, cut):
 def test_save_refuses_what_cannot_be_read(saved, said, change):
     folder, net = saved
     before = {f.name: f.read_bytes() for f in folder.iterdir()}
-    with pytest.raises(ValueError, match=f'a: {said}'): save_model(net, folder/'a', **dict(class_names='abc') | change)
+    with pytest.raises(ValueError, match=f'a: {said}'): save_segmentor(net, folder/'a', **dict(class_names='abc') | change)
     assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
 
 
@@ -512,7 +512,7 @@ def test_full_disk_leaves_the_model_that_was_there(saved, monkeypatch):
     folder, _ = saved
     before = {f.name: f.read_bytes() for f in folder.iterdir()}
     monkeypatch.setattr(Path, 'write_bytes', is_full)
-    with pytest.raises(OSError, match='cannot write .*a.safetensors: No space left'): save_model(small('fcn'), folder/'a', 'xyz')
+    with pytest.raises(OSError, match='cannot write .*a.safetensors: No space left'): save_segmentor(small('fcn'), folder/'a', 'xyz')
     assert {f.name: f.read_bytes() for f in folder.iterdir()} == before
 
 

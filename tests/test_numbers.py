@@ -205,7 +205,7 @@ TOO_MANY = dict(
     info=lambda: DatasetInfo('many', tuple(map(str, range(256)))),
     check_labels=lambda: check_labels(np.zeros(3, int), 256),
     pixel=lambda: pixel_cross_entropy(torch.zeros(1, 256, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long)),
-    se=lambda: SELoss()({'presence': torch.zeros(1, 256)}, torch.zeros(1, 2, 2, dtype=torch.long)),
+    se=lambda: SELoss()({'class_logits': torch.zeros(1, 256)}, torch.zeros(1, 2, 2, dtype=torch.long)),
     presence=lambda: presence_target(torch.zeros(1, 2, 2, dtype=torch.long), 256),
     aux=lambda: aux_loss({'aux': torch.zeros(1, 256, 2, 2)}, torch.zeros(1, 2, 2, dtype=torch.long)),
     count=lambda: count_labels([np.zeros((2, 2), np.uint8)], 256),

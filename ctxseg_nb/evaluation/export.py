@@ -12,7 +12,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from ..core import IMAGENET_STATS, atomic_write
 from .sliding_window import _outputs
-from ..models.segmentor import _ENTRIES, _card, _check_entries, _from_card, _parse_card, check_images, load_model
+from ..models.segmentor import _ENTRIES, _card, _check_entries, _from_card, _parse_card, check_images, load_segmentor
 
 # %% auto #0
 __all__ = ['trace_model', 'export_program', 'export_onnx', 'Exported', 'load_exported']
@@ -259,9 +259,9 @@ def load_exported(
     path: str | Path,  # ends in .onnx, .pt2 or .safetensors
     trust: bool = False,  # read a .pt2 file too, although that can execute code that is in it
 ) -> tuple[nn.Module, dict]:  # images (B, 3, H, W) → logits (B, K, H, W); class_names, palette (K, 3) uint8, stats and size
-    "Read what `export_onnx`, `export_program` or `save_model` wrote. Raises `FileNotFoundError`, or `ValueError` naming the file, what was expected and what was found. Nothing in an .onnx or .safetensors file is executed, and no other file is opened for it"
+    "Read what `export_onnx`, `export_program` or `save_segmentor` wrote. Raises `FileNotFoundError`, or `ValueError` naming the file, what was expected and what was found. Nothing in an .onnx or .safetensors file is executed, and no other file is opened for it"
     path = Path(path)
-    if path.suffix in ('', '.json', '.safetensors'): return load_model(path)
+    if path.suffix in ('', '.json', '.safetensors'): return load_segmentor(path)
     loaders = {'.onnx': _load_onnx, '.pt2': _load_program}
     if path.suffix not in loaders: raise ValueError(f'{path}: expected a model that ends in .onnx, .pt2 or .safetensors, found {path.suffix}')
     if path.suffix == '.pt2' and not trust:

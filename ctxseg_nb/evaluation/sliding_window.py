@@ -78,7 +78,7 @@ def _outputs(model, crops):
     "Logits (B, K, h, w) and class logits (B, K) or None of crops (B, 3, h, w), float32 at least, or `ValueError`"
     out = model.outputs(crops) if hasattr(model, 'outputs') else model(crops)
     if not isinstance(out, dict): out = {'logits': out}
-    z, presence, (b, _, h, w) = out.get('logits'), out.get('presence'), crops.shape
+    z, presence, (b, _, h, w) = out.get('logits'), out.get('class_logits'), crops.shape
     if not isinstance(z, torch.Tensor) or z.ndim != 4 or (len(z), *z.shape[2:]) != (b, h, w):
         found = tuple(z.shape) if isinstance(z, torch.Tensor) else type(z).__name__
         raise ValueError(f'model: expected logits ({b}, K, {h}, {w}), found {found}')

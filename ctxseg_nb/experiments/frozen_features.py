@@ -169,7 +169,7 @@ def presence_scores(
     "How sure a head is that each class is there"
     device = next(net.parameters()).device
     outs = [net.eval().head([None]*net.above + [torch.from_numpy(np.array(maps[i:i+8, 0])).float().to(device)]) for i in range(0, len(maps), 8)]
-    return torch.cat([o['presence'] if 'presence' in o else o['logits'].softmax(1).amax((2, 3)) for o in outs]).cpu()
+    return torch.cat([o['class_logits'] if 'class_logits' in o else o['logits'].softmax(1).amax((2, 3)) for o in outs]).cpu()
 
 # %% ../../nbs/experiments/25_frozen_features.ipynb #f0d4980f
 def adamw(params, lr, wd=.05, **kwargs):

@@ -41,7 +41,7 @@ class TTAModel(nn.Module):
 
     def outputs(self, x):
         s, g = tta_predictions(Predictor(self.model, TTA_SCALES, flip=True), x)
-        return {'logits': self.how(s), 'presence': ensemble(g)}
+        return {'logits': self.how(s), 'class_logits': ensemble(g)}
 
     def forward(self, x): return self.outputs(x)['logits']
 
@@ -96,12 +96,12 @@ def table2_models(
 @torch.no_grad()
 def presence_of(model, dls):
     "Scores (n, K) of the classes in each validation picture, and which are there"
-    found = [(model.outputs(x.as_subclass(torch.Tensor))['presence'], presence_target(y.as_subclass(torch.Tensor), dls.info.n_classes)) for x, y in dls.valid]
+    found = [(model.outputs(x.as_subclass(torch.Tensor))['class_logits'], presence_target(y.as_subclass(torch.Tensor), dls.info.n_classes)) for x, y in dls.valid]
     return [torch.cat(t) for t in zip(*found)]
 
 def two_stages(fcn, classifier):
     "Images → logits of `fcn` with the classes struck out that `classifier` does not find (Shen & Zeng 2019, section 3.1)"
-    return lambda x: keep_classes(fcn(x), (classifier.outputs(x)['presence'] > 0).int())
+    return lambda x: keep_classes(fcn(x), (classifier.outputs(x)['class_logits'] > 0).int())
 
 def score_models(
     net: nn.Module,  # the guided network

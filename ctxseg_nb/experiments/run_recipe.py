@@ -32,7 +32,7 @@ from ..models.deepcrf import deepcrf
 from ..models.refinement import refinement_net
 from ..evaluation.evaluator import evaluate
 from ..evaluation.metrics import compute_metrics
-from ..models.segmentor import load_model, save_model
+from ..models.segmentor import load_segmentor, save_segmentor
 from ..training.config import TrainConfig
 from ..training.train import StopAfter, config_backbone, config_dls, config_learner, config_model, fit, load_matching_weights, train
 
@@ -61,7 +61,7 @@ def recipe_model(
     "The network of a recipe"
     config = recipe_config(r)
     if r.model == 'refined':
-        coarse = load_model(start)[0] if start else recipe_model(recipe(r.after, pretrained=False), n_classes)
+        coarse = load_segmentor(start)[0] if start else recipe_model(recipe(r.after, pretrained=False), n_classes)
         return refinement_net(coarse, create_backbone(r.backbone, **config_backbone(config)), n_classes, **r.model_options)
     if r.model != 'deepcrf': return config_model(config, n_classes)
     try: return deepcrf(n_classes, r.backbone, backbone_options=config_backbone(config), aux=r.aux, **r.model_options)
@@ -163,7 +163,7 @@ REPORTED_METRICS = 'miou', 'pixel_acc', 'mean_acc', 'error'  # fields of a recip
 
 def _write(r, model, out, info, found):
     if r.epochs and r.data != 'cifar10':
-        if getattr(model, 'config', None): save_model(model, out/'model', info.class_names, info.palette)
+        if getattr(model, 'config', None): save_segmentor(model, out/'model', info.class_names, info.palette)
         else:
             with atomic_write(out/'model.safetensors') as tmp: tmp.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}))
     write_json(out/'results.json', found)

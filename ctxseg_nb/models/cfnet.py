@@ -196,7 +196,7 @@ class CFHead(Head):
         y = self.fuse(x, torch.cat([part(x) for part in (self.acf, self.pool) if part is not None], 1))
         if self.encoding is None: return {'logits': self.classify(y)}
         y, p = self.encoding(y)
-        return {'logits': self.classify(y), 'presence': p}
+        return {'logits': self.classify(y), 'class_logits': p}
 
 # %% ../../nbs/models/09_cfnet.ipynb #31353a71
 def cfnet(

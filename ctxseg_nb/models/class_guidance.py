@@ -62,19 +62,19 @@ class GuidanceHead(Head):
                                    nn.Conv2d(width, joint, 1))
         self.whole = nn.Sequential(nn.AdaptiveMaxPool2d(pooled), nn.BatchNorm2d(c), nn.Flatten(),
                                    _fully_connected(c*pooled**2, fc, fc_dropout), _fully_connected(fc, fc, fc_dropout))
-        self.vector, self.presence = nn.Linear(fc, joint), nn.Linear(fc, n_classes)
+        self.vector, self.class_logits = nn.Linear(fc, joint), nn.Linear(fc, n_classes)
         self.classify = classifier(joint, n_classes, dropout)
         self.loss_weight = weight
 
     def loss_terms(self) -> tuple[LossTerm, ...]:
         "Binary cross-entropy of which classes are there"
-        return (LossTerm('presence', self.loss_weight, SELoss()),)
+        return (LossTerm('se', self.loss_weight, SELoss()),)
 
     def forward(self, maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         h = self.whole(maps[-1])                                      # (B, fc)
         g = self.presence(h)                                          # (B, K)
         f = self.local(maps[-1]) + self.vector(h)[:, :, None, None]   # (B, joint, h, w)
-        return {'logits': self.classify(F.relu(f)) + g[:, :, None, None], 'presence': g}
+        return {'logits': self.classify(F.relu(f)) + g[:, :, None, None], 'class_logits': g}
 
 # %% ../../nbs/models/17_class_guidance.ipynb #6e0fc2be
 def guided(
@@ -92,7 +92,7 @@ class CRFWrapper(nn.Module):
     "A model with class logits and a guidance CRF on top: images (B, 3, H, W) → log-marginals (B, K, H, W)"
     config = None
     def __init__(self,
-        model: nn.Module,  # a `Segmentor` whose outputs have 'presence'
+        model: nn.Module,  # a `Segmentor` whose outputs have 'class_logits'
         crf: GuidanceCRF,
         training_mode: str = 'crf',  # 'crf': w and λ; 'piecewise': the model too; 'end_to_end': all, by mean field
     ) -> None:
@@ -116,7 +116,7 @@ class CRFWrapper(nn.Module):
         return {} if self.training_mode == 'crf' else self.model.after_training_batch(out, target, first, last)
 
     def _piecewise(self, out, target):
-        return self.crf.piecewise_loss(out['logits'], out['image'], target, out['presence'])
+        return self.crf.piecewise_loss(out['logits'], out['image'], target, out['class_logits'])
 
     def train(self, mode: bool = True) -> CRFWrapper:
         super().train(mode)
@@ -126,9 +126,9 @@ class CRFWrapper(nn.Module):
     def outputs(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         "All outputs of the model; 'logits' are those of the CRF, except where its loss needs those of the model"
         out = self.model.outputs(x)
-        if 'presence' not in out: raise ValueError(f"model: expected outputs with 'presence', found {', '.join(out)}")
+        if 'class_logits' not in out: raise ValueError(f"model: expected outputs with 'class_logits', found {', '.join(out)}")
         if self.training and self.training_mode != 'end_to_end': return out | {'image': x.as_subclass(torch.Tensor)}
-        return out | {'logits': self.crf(out['logits'], x, out['presence'])}
+        return out | {'logits': self.crf(out['logits'], x, out['class_logits'])}
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
         return self.outputs(x) if self.training else self.outputs(x)['logits']
@@ -136,12 +136,12 @@ class CRFWrapper(nn.Module):
 # %% ../../nbs/models/17_class_guidance.ipynb #c336a7a7
 @torch.no_grad()
 def crf_batches(
-    model: nn.Module,   # with 'logits' and 'presence' among its `outputs`
+    model: nn.Module,   # with 'logits' and 'class_logits' among its `outputs`
     batches: Iterable,  # of images and masks
 ) -> list[tuple[torch.Tensor, ...]]:
     "What `fit_guidance_crf` learns from: (scores, images, masks, class logits) of every batch"
     found = []
     for x, y in batches:
         out = model.outputs(as_plain_tensor(x))
-        found.append((out['logits'], as_plain_tensor(x), as_plain_tensor(y), out['presence']))
+        found.append((out['logits'], as_plain_tensor(x), as_plain_tensor(y), out['class_logits']))
     return found

@@ -128,7 +128,7 @@ def presence_target(
 class SELoss(nn.Module):
     "Semantic encoding loss: binary cross-entropy of which classes are there, mean over the pictures with labels, 0 without any (section 2)"
     def __init__(self,
-        key: str = 'presence',  # of the image-level class logits (B, K) in a model's output
+        key: str = 'class_logits',  # of the image-level class logits (B, K) in a model's output
     ) -> None:
         super().__init__()
         self.key = key
@@ -174,13 +174,13 @@ class EncNetHead(Head):
     def loss_terms(self) -> tuple[LossTerm, ...]:
         "An SE-loss for each branch"
         if not self.se_weight: return ()
-        keys = ('presence',) if self.stage3 is None else ('presence', 'presence3')
+        keys = ('class_logits',) if self.stage3 is None else ('class_logits', 'class_logits3')
         return tuple(LossTerm(f'se_{key}', self.se_weight, SELoss(key)) for key in keys)
 
     def forward(self, maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         y, p = self.context(self.reduce(maps[-1]))
-        out = {'logits': self.classify(y)} | ({} if p is None else {'presence': p})
-        if self.training and self.stage3 is not None: out['presence3'] = self.stage3((maps[-2:-1] or maps)[0])[1]
+        out = {'logits': self.classify(y)} | ({} if p is None else {'class_logits': p})
+        if self.training and self.stage3 is not None: out['class_logits3'] = self.stage3((maps[-2:-1] or maps)[0])[1]
         return out
 
 # %% ../../nbs/models/07_encnet.ipynb #a2769260

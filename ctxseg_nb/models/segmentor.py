@@ -18,7 +18,7 @@ from .backbones import PADDING, check_fit, conv_bn_relu, copy_tensors, create_ba
 # %% auto #0
 __all__ = ['MODELS', 'head_width', 'classifier', 'LossTerm', 'Head', 'FCNHead', 'upsample', 'aux_loss', 'check_images',
            'set_training_progress', 'Segmentor', 'GAPHead', 'ContextFusion', 'conv_pooled', 'create_model', 'fcn',
-           'param_groups', 'save_model', 'load_model']
+           'param_groups', 'save_segmentor', 'load_segmentor']
 
 # %% ../../nbs/models/03_segmentor.ipynb #e275ff6e
 def head_width(
@@ -333,7 +333,7 @@ def _from_card(card, n, source):
     return dict(class_names=card['class_names'], palette=colours, stats=(card['mean'], card['std']), size=card['size'])
 
 # %% ../../nbs/models/03_segmentor.ipynb #225a1b26
-def save_model(
+def save_segmentor(
     model: Segmentor,  # from `create_model`
     path: str | Path,  # of the file, with or without its suffix
     class_names,             # K class names
@@ -377,10 +377,10 @@ def _check_size(config, source, file, path):
     check_fit(sketch, file, path)
 
 # %% ../../nbs/models/03_segmentor.ipynb #fa0c54ab
-def load_model(
+def load_segmentor(
     path: str | Path,  # of the file, with or without a suffix
 ) -> tuple[Segmentor, dict]:  # the model in evaluation mode; config, class_names, palette (K, 3) uint8, stats and size
-    "Read what `save_model` wrote; nothing is executed, and no other file is opened. Raises `FileNotFoundError` or `ValueError` naming the file, the entry or tensor, what was expected and what was found"
+    "Read what `save_segmentor` wrote; nothing is executed, and no other file is opened. Raises `FileNotFoundError` or `ValueError` naming the file, the entry or tensor, what was expected and what was found"
     path, copy = _files(path)
     with open_tensors(path) as file:
         card, source = _find_card(file, path, copy)
