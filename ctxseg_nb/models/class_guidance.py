@@ -72,7 +72,7 @@ class GuidanceHead(Head):
 
     def forward(self, maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         h = self.whole(maps[-1])                                      # (B, fc)
-        g = self.presence(h)                                          # (B, K)
+        g = self.class_logits(h)                                          # (B, K)
         f = self.local(maps[-1]) + self.vector(h)[:, :, None, None]   # (B, joint, h, w)
         return {'logits': self.classify(F.relu(f)) + g[:, :, None, None], 'class_logits': g}
 
