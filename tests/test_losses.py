@@ -107,6 +107,6 @@ def test_parts_by_the_word(name):
         logits = F.interpolate(out[part], (40, 40), mode='bilinear', align_corners=False)
         torch.testing.assert_close(loss_func.values[part], F.cross_entropy(logits, target, ignore_index=0).detach())
     there = torch.tensor([[float(k > 0 and (y == k).any()) for k in range(K)] for y in target])
-    for part, key in {'class_logits': 'class_logits', 'se_presence': 'class_logits', 'se_presence3': 'class_logits3'}.items():
+    for part, key in {'se': 'class_logits', 'se3': 'class_logits3'}.items():
         if part in loss_func.values:
             torch.testing.assert_close(loss_func.values[part], F.binary_cross_entropy_with_logits(out[key], there).detach())

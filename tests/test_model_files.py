@@ -179,10 +179,16 @@ class Touch:
     def __reduce__(self): return (open, (str(self.file), 'w'))
 
 
+def require_export():
+    "Skip where the packages for ONNX are missing, or PyTorch is too old to export"
+    for package in ('onnx', 'onnxscript', 'onnxruntime'): pytest.importorskip(package)
+    if tuple(map(int, torch.__version__.split('.')[:2])) < (2, 9): pytest.skip('export needs PyTorch 2.9 or newer')
+
+
 @pytest.fixture(scope='module')
 def exported(tmp_path_factory):
     "A folder with a small model as .pt2 and .onnx, and the model"
-    pytest.importorskip('onnxruntime')
+    require_export()
     folder = tmp_path_factory.mktemp('exported')
     torch.manual_seed(0)
     net = create_model('gap', 2, backbone_options=dict(width=2), width=2).eval()
@@ -554,7 +560,7 @@ EXPORTED = [*MODELS, 'guided with its field', 'fcn on resnet10t']
 @pytest.mark.parametrize('name', EXPORTED)
 def test_exported_as_both_formats(name, tmp_path):
     "Traced once, written as ONNX and for torch.export, read back, and compared on sizes and batches that no other check has seen"
-    for package in ('onnx', 'onnxscript', 'onnxruntime'): pytest.importorskip(package)
+    require_export()
     if name == 'deepcrf': net, fixed = deepcrf(3, shared_features=True, block_width=4, width=4, backbone_options=dict(width=4)), (13, 20)
     elif name == 'guided with its field': net, fixed = CRFWrapper(small('guided', width=8), GuidanceCRF(4, n_iters=1)), None
     elif name == 'fcn on resnet10t': net, fixed = create_model('fcn', 3, 'resnet10t', width=8), None

@@ -85,6 +85,8 @@ def trace_model(
     fixed: tuple[int, int] | None = None,  # height and width; any size where not given
 ) -> ExportedProgram:  # float32, on the CPU, for any number of images
     "What a model does in evaluation, as a graph. Raises `ValueError` where that cannot be, or where the graph says something else than the model"
+    if tuple(map(int, torch.__version__.split('.')[:2])) < (2, 9):
+        raise ValueError(f'export: expected PyTorch 2.9 or newer, found {torch.__version__}')
     name, net, x = type(getattr(model, 'head', model)).__name__, _ready(model), _noise((2, 3, *(fixed or (53, 38))))
     _outputs(net, x)
     try:

@@ -292,8 +292,9 @@ def check_backbone(
     name: str,  # as in `create_backbone`
 ) -> None:
     "Raise `ValueError` with the closest names for a backbone that neither this library nor timm knows"
+    if name in BACKBONES: return
     import timm
-    if name not in BACKBONES and not timm.is_model(name): raise unknown_name('backbone', name, [*BACKBONES, *timm.list_models()])
+    if not timm.is_model(name): raise unknown_name('backbone', name, [*BACKBONES, *timm.list_models()])
 
 def create_backbone(
     name: str,  # a key of `BACKBONES` or a network of timm

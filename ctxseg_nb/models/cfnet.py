@@ -189,7 +189,7 @@ class CFHead(Head):
 
     def loss_terms(self) -> tuple[LossTerm, ...]:
         "The SE-loss, where there is an encoding"
-        return () if self.encoding is None else (LossTerm('se_presence', .2, SELoss()),)
+        return () if self.encoding is None else (LossTerm('se', .2, SELoss()),)
 
     def forward(self, maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         x = self.reduce(maps[-1])

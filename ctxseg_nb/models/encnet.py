@@ -175,7 +175,7 @@ class EncNetHead(Head):
         "An SE-loss for each branch"
         if not self.se_weight: return ()
         keys = ('class_logits',) if self.stage3 is None else ('class_logits', 'class_logits3')
-        return tuple(LossTerm(f'se_{key}', self.se_weight, SELoss(key)) for key in keys)
+        return tuple(LossTerm(key.replace('class_logits', 'se'), self.se_weight, SELoss(key)) for key in keys)
 
     def forward(self, maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         y, p = self.context(self.reduce(maps[-1]))
