@@ -8,53 +8,79 @@ __all__ = ['Count', 'CountOrNone', 'Workers', 'Seed', 'Rate', 'Size', 'Side', 'F
            'models', 'data', 'main']
 
 # %% ../nbs/cli.ipynb #983cca72
-import argparse, inspect, math, os, re, sys, warnings
+import argparse
+import inspect
+import math
+import os
+import re
+import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from glob import glob
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
+
 from fastcore.docments import docments
-from .training.config import TrainConfig, field_type, read_field
+
 from . import __version__
+from .training.config import TrainConfig, field_type, read_field
 
 # %% ../nbs/cli.ipynb #4d22db46
 @dataclass(frozen=True)
 class Number:
     "Reads a number of an option, and refuses what is outside of its range"
-    kind: type    # int or float
-    low: float    # the smallest number that is taken
-    high: float   # the largest
+
+    kind: type  # int or float
+    low: float  # the smallest number that is taken
+    high: float  # the largest
 
     def __call__(self, text):
-        try: number = self.kind(text)
-        except ValueError: number = math.nan
-        if self.low <= number <= self.high: return number
-        what = f'a whole number from {self.low} to {self.high}' if self.kind is int else f'a number from {self.low:g} to {self.high:g}'
+        try:
+            number = self.kind(text)
+        except ValueError:
+            number = math.nan
+        if self.low <= number <= self.high:
+            return number
+        what = (
+            f'a whole number from {self.low} to {self.high}'
+            if self.kind is int
+            else f'a number from {self.low:g} to {self.high:g}'
+        )
         raise argparse.ArgumentTypeError(f'expected {what}, found {text!r}')
 
 # %% ../nbs/cli.ipynb #5e0c1a01
 _SIDE, _SCENE = 8192, 1024  # longest side of a picture and of a scene, pixels
 
+
 def _word(text):
-    if not text.strip(): raise argparse.ArgumentTypeError('expected a word, found nothing')
+    if not text.strip():
+        raise argparse.ArgumentTypeError('expected a word, found nothing')
     return text
+
 
 def _size(text):
     "'96' or '180,240' as (H, W)"
-    try: sides = [int(side) for side in text.split(',')]
-    except ValueError: sides = []
-    if len(sides) in (1, 2) and all(1 <= side <= _SIDE for side in sides): return sides[0], sides[-1]
+    try:
+        sides = [int(side) for side in text.split(',')]
+    except ValueError:
+        sides = []
+    if len(sides) in (1, 2) and all(1 <= side <= _SIDE for side in sides):
+        return sides[0], sides[-1]
     raise argparse.ArgumentTypeError(
-        f'expected a number of pixels from 1 to {_SIDE}, or height and width as in 180,240; found {text!r}')
+        f'expected a number of pixels from 1 to {_SIDE}, or height and width as in 180,240; found {text!r}'
+    )
+
 
 def _folder(text):
     "A folder that is there, or that can be made"
     path = Path(_word(text)).absolute()
     there = next(p for p in (path, *path.parents) if os.path.lexists(p))
-    if not there.is_dir(): raise argparse.ArgumentTypeError(f'expected a folder, found the file {there}')
-    if not os.access(there, os.W_OK): raise argparse.ArgumentTypeError(f'expected a folder to write in, but {there} is read-only')
+    if not there.is_dir():
+        raise argparse.ArgumentTypeError(f'expected a folder, found the file {there}')
+    if not os.access(there, os.W_OK):
+        raise argparse.ArgumentTypeError(f'expected a folder to write in, but {there} is read-only')
     return text
 
 # %% ../nbs/cli.ipynb #5e0c1a02
@@ -69,59 +95,85 @@ Folder = Annotated[str, _folder]
 
 # %% ../nbs/cli.ipynb #5e0c1a03
 COMMANDS = {}
+
+
 def command(f):
     "Decorator: make a function a command of `ctxseg`"
     COMMANDS[f.__name__] = f
     return f
 
+
 class _Parser(argparse.ArgumentParser):
-    def error(self, message): raise ValueError(f'{message}; see {self.prog} --help')
+    def error(self, message):
+        raise ValueError(f'{message}; see {self.prog} --help')
+
 
 def _how(anno):
     "What argparse is told about a parameter of a type"
-    if anno is bool: return dict(action='store_true')
-    if get_origin(anno) is Literal: return dict(choices=get_args(anno))
-    if get_origin(anno) is Annotated: return dict(type=anno.__metadata__[0])
+    if anno is bool:
+        return dict(action='store_true')
+    if get_origin(anno) is Literal:
+        return dict(choices=get_args(anno))
+    if get_origin(anno) is Annotated:
+        return dict(type=anno.__metadata__[0])
     return dict(type=_word if anno in (str, list) else anno)
+
 
 def _how_field(name, hint, default=None):
     "What argparse is told about a field of a configuration"
     t = field_type(hint)
-    if t.kinds == (bool,): return dict(action='store_true')
-    if t.choices: return dict(choices=(*t.choices, 'none') if t.optional and default else t.choices)
+    if t.kinds == (bool,):
+        return dict(action='store_true')
+    if t.choices:
+        return dict(choices=(*t.choices, 'none') if t.optional and default else t.choices)
+
     def read(text):
-        try: return read_field(name, hint, _word(text))
-        except ValueError as e: raise argparse.ArgumentTypeError(str(e).removeprefix(f'{name}: ')) from None
+        try:
+            return read_field(name, hint, _word(text))
+        except ValueError as e:
+            raise argparse.ArgumentTypeError(str(e).removeprefix(f'{name}: ')) from None
+
     return dict(type=read)
+
 
 def _fields(config):
     "Name → type of the fields of a configuration that are options of the command line"
     hints = get_type_hints(config, include_extras=True)
     return {f.name: hints[f.name] for f in fields(config) if hints[f.name] is not dict}
 
-def _option(name): return f'--{name.replace("_", "-")}'
+
+def _option(name):
+    return f'--{name.replace("_", "-")}'
+
 
 def _help_text(about):
     text = about.docment.replace('%', '%%')
     return text if about.default in (None, False) else f'{text} (default: {about.default})'
 
+
 def _add_fields(parser, config):
     about = docments(config, full=True, returns=False)
-    for name, hint in _fields(config).items(): parser.add_argument(_option(name), help=_help_text(about[name]), **_how_field(name, hint, about[name].default))
+    for name, hint in _fields(config).items():
+        parser.add_argument(_option(name), help=_help_text(about[name]), **_how_field(name, hint, about[name].default))
+
 
 def _parser(f):
     "The options of a command, from its signature; of options that are not given, the parser says nothing"
-    p = _Parser(prog=f'ctxseg {f.__name__}', description=f.__doc__, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    p = _Parser(
+        prog=f'ctxseg {f.__name__}', description=f.__doc__, argument_default=argparse.SUPPRESS, allow_abbrev=False
+    )
     for name, about in docments(f, full=True, returns=False, eval_str=True).items():
         if is_dataclass(about.anno):
             _add_fields(p, about.anno)
             continue
         how = _how(about.anno)
         if about.default is inspect.Parameter.empty:
-            if about.anno is list: how |= dict(nargs='*', default=[])
+            if about.anno is list:
+                how |= dict(nargs='*', default=[])
             p.add_argument(name, help=about.docment.replace('%', '%%'), **how)
         else:
-            if about.anno is list: how |= dict(nargs='+', action='extend')
+            if about.anno is list:
+                how |= dict(nargs='+', action='extend')
             p.add_argument(_option(name), help=_help_text(about), **how)
     return p
 
@@ -129,9 +181,11 @@ def _parser(f):
 @dataclass
 class Mode:
     "One of several things that a command can do"
+
     run: Callable  # takes the options that have a meaning here
-    name: str      # how it was chosen, as in 'with --recipe'
+    name: str  # how it was chosen, as in 'with --recipe'
     hints: dict = field(default_factory=dict)  # option → what to say instead of it
+
 
 def _refuse(f, mode, given):
     "Raise `ValueError` for an option that was given and has no meaning in a mode"
@@ -139,93 +193,139 @@ def _refuse(f, mode, given):
     of_config = _config_fields(f) if 'config' in takes else ()
     for name in given:
         required = name in options and options[name].default is inspect.Parameter.empty
-        if name in takes or name in of_config or _option(name) in mode.name or required: continue
-        raise ValueError(f'{_option(name)} does not apply {mode.name}' + (f': {mode.hints[name]}' if name in mode.hints else ''))
+        if name in takes or name in of_config or _option(name) in mode.name or required:
+            continue
+        raise ValueError(
+            f'{_option(name)} does not apply {mode.name}' + (f': {mode.hints[name]}' if name in mode.hints else '')
+        )
+
 
 def _config_fields(f):
     "Name → type of the options that a command has from its configuration"
     config = inspect.signature(f).parameters.get('config')
     return _fields(config.annotation) if config else {}
 
+
 def _read_config(kind, given):
     "A configuration with the fields that were given"
-    try: return kind(**{name: given[name] for name in _fields(kind) if name in given})
+    try:
+        return kind(**{name: given[name] for name in _fields(kind) if name in given})
     except ValueError as e:
         name, _, text = str(e).partition(': ')
         raise ValueError(f'{_option(name)}: {text}' if name in _fields(kind) else str(e)) from None
+
 
 def _call(f, given):
     "Call a command with the options that were given and the defaults of the others"
     signature, options = inspect.signature(f).parameters, {}
     for name, p in signature.items():
-        if is_dataclass(p.annotation): continue
+        if is_dataclass(p.annotation):
+            continue
         how = _how(p.annotation)
-        options[name] = given[name] if name in given else how['type'](p.default) if isinstance(p.default, str) and 'type' in how else p.default
+        options[name] = (
+            given[name]
+            if name in given
+            else how['type'](p.default)
+            if isinstance(p.default, str) and 'type' in how
+            else p.default
+        )
     mode = f(**options, **({'config': None} if 'config' in signature else {}))
-    if not isinstance(mode, Mode): return
+    if not isinstance(mode, Mode):
+        return
     _refuse(f, mode, given)
     takes = inspect.signature(mode.run).parameters
-    if 'config' in takes: options['config'] = _read_config(signature['config'].annotation, given)
-    defaults = {k: v.default for k, v in docments(signature['config'].annotation, full=True, returns=False).items()} if 'config' in signature else {}
+    if 'config' in takes:
+        options['config'] = _read_config(signature['config'].annotation, given)
+    defaults = (
+        {k: v.default for k, v in docments(signature['config'].annotation, full=True, returns=False).items()}
+        if 'config' in signature
+        else {}
+    )
     mode.run(**{name: options[name] if name in options else given.get(name, defaults.get(name)) for name in takes})
 
 # %% ../nbs/cli.ipynb #6d0e5a02
 def _device(name):
     "The device that --device names. Raises `ValueError` for one that this machine does not have"
     from ctxseg_nb.core import default_device
-    try: return default_device(name)
-    except ValueError as e: raise ValueError(f'--{e}') from None
+
+    try:
+        return default_device(name)
+    except ValueError as e:
+        raise ValueError(f'--{e}') from None
+
 
 def _train_on(name):
     "Let fastai put batches and models on the device that --device names"
     device = _device(name)
     import torch
     from fastai import torch_core
+
     torch_core.default_device(device.type != 'cpu')
-    if device.index is not None: torch.cuda.set_device(device)
+    if device.index is not None:
+        torch.cuda.set_device(device)
 
 # %% ../nbs/cli.ipynb #e982c5c9
 def _check_disk(data, path, min_photos=None):
     "Raise `ValueError` for an unknown data set on disk, and for options that do not belong to it"
     from ctxseg_nb.data.dataset import DATASETS
-    if data not in DATASETS: raise ValueError(f"--data: no data set '{data}'; there are scenes, {', '.join(DATASETS)}")
-    if not path: raise ValueError(f'--data {data} needs --path, the folder of the data set')
-    if min_photos is not None and data != 'ccp': raise ValueError(f'--min-photos is for ccp, not for {data}')
+
+    if data not in DATASETS:
+        raise ValueError(f"--data: no data set '{data}'; there are scenes, {', '.join(DATASETS)}")
+    if not path:
+        raise ValueError(f'--data {data} needs --path, the folder of the data set')
+    if min_photos is not None and data != 'ccp':
+        raise ValueError(f'--min-photos is for ccp, not for {data}')
+
 
 def _open(data, path, min_photos=None):
     "The data set on disk that `data` names"
     from ctxseg_nb.data.dataset import open_dataset
+
     _check_disk(data, path, min_photos)
     return open_dataset(data, path, **({} if min_photos is None else dict(min_photos=min_photos)))
 
+
 def _check_scenes(path, min_photos):
     "Raise `ValueError` for options of data sets on disk"
-    if path: raise ValueError('--path does not apply to the embedded scenes: name the data set in this folder with --data')
-    if min_photos is not None: raise ValueError('--min-photos is for ccp, not for scenes')
+    if path:
+        raise ValueError('--path does not apply to the embedded scenes: name the data set in this folder with --data')
+    if min_photos is not None:
+        raise ValueError('--min-photos is for ccp, not for scenes')
+
 
 def _scene_side(size):
     "Side of the embedded scenes. Raises `ValueError` for another size than a scene can have"
-    if size[0] != size[1]: raise ValueError(f'--size: expected one number, as scenes are square, found {size[0]},{size[1]}')
-    if not 16 <= size[0] <= _SCENE: raise ValueError(f'--size: expected a number from 16 to {_SCENE} for scenes, found {size[0]}')
+    if size[0] != size[1]:
+        raise ValueError(f'--size: expected one number, as scenes are square, found {size[0]},{size[1]}')
+    if not 16 <= size[0] <= _SCENE:
+        raise ValueError(f'--size: expected a number from 16 to {_SCENE} for scenes, found {size[0]}')
     return size[0]
 
 # %% ../nbs/cli.ipynb #e9f8ab21
 def _curves(learn, file):
     "Training loss by step, metrics by epoch"
     import matplotlib.pyplot as plt
+
     from ctxseg_nb.core import write_figure
+
     rec = learn.recorder
     fig, (a, b) = plt.subplots(1, 2, figsize=(9, 3), layout='constrained')
-    a.plot(rec.losses, lw=1); a.set(xlabel='step', ylabel='training loss')
+    a.plot(rec.losses, lw=1)
+    a.set(xlabel='step', ylabel='training loss')
     for name, values in zip(rec.metric_names[1:-1], zip(*rec.values)):
-        if not name.endswith('_loss'): b.plot(range(1, len(values) + 1), [100*v for v in values], label=name, lw=1)
-    b.set(xlabel='epoch', ylabel='points of a hundred', ylim=(0, 100)); b.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5))
+        if not name.endswith('_loss'):
+            b.plot(range(1, len(values) + 1), [100 * v for v in values], label=name, lw=1)
+    b.set(xlabel='epoch', ylabel='points of a hundred', ylim=(0, 100))
+    b.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, 0.5))
     write_figure(file, fig)
+
 
 def _predictions(label, items, info, file):
     "Pictures, targets and predictions, with a legend"
     import numpy as np
+
     from ctxseg_nb.core import legend, show_rows, write_figure
+
     pictures, masks = zip(*items)
     labels = [label(picture) for picture in pictures]
     axs = show_rows([pictures, masks, labels], names=['picture', 'target', 'prediction'], palette=info.palette)
@@ -235,37 +335,44 @@ def _predictions(label, items, info, file):
 
 # %% ../nbs/cli.ipynb #df3fab66
 def _leave(learn, config, out, items):
-    "Score a training on whole pictures `items`, as `evaluate` does, and write model, metrics and pictures into the folder `out`; the metrics"
+    """Score a training on whole pictures `items`, as `evaluate` does, and write model, metrics and pictures into the
+    folder `out`; the metrics"""
     from dataclasses import asdict
     from itertools import chain, islice
-    from ctxseg_nb.experiments.runner import environment
+
     from ctxseg_nb.core import IMAGENET_STATS, write_json
     from ctxseg_nb.evaluation.evaluator import evaluate as score
     from ctxseg_nb.evaluation.metrics import compute_metrics
+    from ctxseg_nb.experiments.runner import environment
     from ctxseg_nb.models.segmentor import save_segmentor
+
     out, info, items, size = Path(out), learn.dls.info, iter(items), config.picture_size
     predictor, shown = _predictor(learn.model, dict(stats=IMAGENET_STATS), size), list(islice(items, 6))
     counts = score(predictor, chain(shown, items), info.n_classes)
     metrics = compute_metrics(counts, info)
-    save_segmentor(learn.model, out/'model', info.class_names, info.palette, size=size)
-    write_json(out/'results.json', dict(metrics=metrics, config=asdict(config), environment=environment()))
-    _curves(learn, out/'curves.png'); _predictions(predictor.labels, shown, info, out/'predictions.png')
+    save_segmentor(learn.model, out / 'model', info.class_names, info.palette, size=size)
+    write_json(out / 'results.json', dict(metrics=metrics, config=asdict(config), environment=environment()))
+    _curves(learn, out / 'curves.png')
+    _predictions(predictor.labels, shown, info, out / 'predictions.png')
     return metrics
 
+
 def _print_metrics(metrics):
-    for k, v in metrics.items(): print(f'{k:20}{100*v:6.1f}' if math.isfinite(v) else f'{k:20}     -')
-    if not math.isfinite(metrics['miou']): print('the validation pictures have no pixel with a label')
+    for k, v in metrics.items():
+        print(f'{k:20}{100 * v:6.1f}' if math.isfinite(v) else f'{k:20}     -')
+    if not math.isfinite(metrics['miou']):
+        print('the validation pictures have no pixel with a label')
 
 # %% ../nbs/cli.ipynb #b2fbfafd
 @command
 def demo(
     out: Folder = 'demo',  # folder for model, curves and predictions
-    epochs: Count = 12,    # passes over the training scenes
+    epochs: Count = 12,  # passes over the training scenes
     n_train: Count = 480,  # training scenes
     n_valid: Count = 100,  # validation scenes
-    size: Side = 96,       # side of a scene, pixels
-    model: str = 'fcn',    # as `ctxseg models` lists them
-    seed: Seed = 0,        # of weights and order
+    size: Side = 96,  # side of a scene, pixels
+    model: str = 'fcn',  # as `ctxseg models` lists them
+    seed: Seed = 0,  # of weights and order
     device: str = 'auto',  # to compute on: auto, cuda, cuda:1, mps or cpu
 ):
     "Train a model on the embedded scenes and show what it cannot know"
@@ -273,6 +380,7 @@ def demo(
     from ctxseg_nb.data.scenes import ContextScenes
     from ctxseg_nb.training.config import TrainConfig
     from ctxseg_nb.training.train import train
+
     _check_model(model)
     _train_on(device)
     config = TrainConfig(model=model, n_train=n_train, n_valid=n_valid, size=size, epochs=epochs, seed=seed)
@@ -280,98 +388,134 @@ def demo(
     _ceilings_beside(_leave(learn, config, out, ContextScenes(n_valid, size, VALID_SEED)), learn.model, n_valid, size)
     print(f'look at {out}/predictions.png and {out}/curves.png; the model is {out}/model.safetensors')
 
-
 # %% ../nbs/cli.ipynb #95c86f04
 def _ceilings_beside(metrics, model, n, size):
     "A table: metrics, ceiling of the window that the model sees, ceiling of the whole picture"
     from ctxseg_nb.data.dataloaders import VALID_SEED
     from ctxseg_nb.data.scenes import GROUPS, ContextScenes, ceiling
     from ctxseg_nb.models.backbones import receptive_field
+
     scenes, window = list(map(ContextScenes(n, size, VALID_SEED).scene, range(n))), receptive_field(model, size)
-    local, full = (ceiling(scenes, r) for r in (window//2, float('inf')))
+    local, full = (ceiling(scenes, r) for r in (window // 2, float('inf')))
     print(f'{"mean IoU of":14}{"model":>8}{f"ceiling of its {window} px":>24}{"of the whole picture":>24}')
     for k in ('all', *GROUPS):
         row = metrics.get('miou' if k == 'all' else k, math.nan), local[k], full[k]
-        print(f'{k:14}' + ''.join(f'{100*v:{w}.1f}' if math.isfinite(v) else f'{"-":>{w}}' for v, w in zip(row, (8, 24, 24))))
+        print(
+            f'{k:14}'
+            + ''.join(f'{100 * v:{w}.1f}' if math.isfinite(v) else f'{"-":>{w}}' for v, w in zip(row, (8, 24, 24)))
+        )
 
 # %% ../nbs/cli.ipynb #76f6c6b6
 @command
 def train(
     config: TrainConfig,
-    path: str = None,         # folder of the data set
+    path: str = None,  # folder of the data set
     min_photos: CountOrNone = None,  # ccp: classes in fewer training photographs become void
-    out: Folder = 'run',      # folder for model, metrics, pictures and checkpoint
-    resume: bool = False,     # go on from the folder's checkpoint
-    workers: Workers = 0,     # processes that read pictures beside the training one
-    device: str = 'auto',     # to compute on: auto, cuda, cuda:1, mps or cpu
-    recipe: str = None,       # an experiment of a paper, as `ctxseg recipes` lists them
-    override: list = None,    # of a recipe: what shall be otherwise, as in backbone=resnet50d epochs=30 crop=320
-    start: str = None,        # of a recipe that goes on from another: that one's model.safetensors
-    steps: Count = None,      # of a recipe: stop after so many steps
-    dry_run: bool = False,    # of a recipe: say what would run, its memory and steps; with a path, check the data
+    out: Folder = 'run',  # folder for model, metrics, pictures and checkpoint
+    resume: bool = False,  # go on from the folder's checkpoint
+    workers: Workers = 0,  # processes that read pictures beside the training one
+    device: str = 'auto',  # to compute on: auto, cuda, cuda:1, mps or cpu
+    recipe: str = None,  # an experiment of a paper, as `ctxseg recipes` lists them
+    override: list = None,  # of a recipe: what shall be otherwise, as in backbone=resnet50d epochs=30 crop=320
+    start: str = None,  # of a recipe that goes on from another: that one's model.safetensors
+    steps: Count = None,  # of a recipe: stop after so many steps
+    dry_run: bool = False,  # of a recipe: say what would run, its memory and steps; with a path, check the data
 ):
-    "Train a model, or run a recipe; with torchrun or accelerate launch, on all processes, whose batches together have `bs` pictures"
+    """Train a model, or run a recipe; with torchrun or accelerate launch, on all processes, whose batches together
+    have `bs` pictures"""
     of_recipes = {name: 'it belongs to --recipe' for name in ('override', 'start', 'steps')}
-    of_config = {name: f'change the recipe with --override {_IN_RECIPES.get(name, name)}=...' for name in (*_fields(TrainConfig), 'min_photos') if name not in _NOT_IN_RECIPES}
-    if dry_run and not recipe: raise ValueError('--dry-run needs --recipe, the experiment that it is about')
-    if dry_run: return Mode(_dry_run, 'with --recipe and --dry-run', of_config)
+    of_config = {
+        name: f'change the recipe with --override {_IN_RECIPES.get(name, name)}=...'
+        for name in (*_fields(TrainConfig), 'min_photos')
+        if name not in _NOT_IN_RECIPES
+    }
+    if dry_run and not recipe:
+        raise ValueError('--dry-run needs --recipe, the experiment that it is about')
+    if dry_run:
+        return Mode(_dry_run, 'with --recipe and --dry-run', of_config)
     return Mode(_run_recipe, 'with --recipe', of_config) if recipe else Mode(_train, 'without --recipe', of_recipes)
 
-_IN_RECIPES = dict(size='crop', weights='pretrained', min_photos='data_options')  # option → field of a recipe, where its name differs
+
+_IN_RECIPES = dict(
+    size='crop', weights='pretrained', min_photos='data_options'
+)  # option → field of a recipe, where its name differs
 _NOT_IN_RECIPES = 'n_train', 'n_valid', 'accumulate', 'class_weights', 'seed', 'precision', 'channels_last', 'compile'
 
 # %% ../nbs/cli.ipynb #5e0c1a07
 def _check_model(model, backbone='tiny'):
     "Raise `ValueError` for a model or backbone that nobody knows, before any picture is read"
-    from ctxseg_nb.models.backbones import check_backbone
     from ctxseg_nb.core import unknown_name
+    from ctxseg_nb.models.backbones import check_backbone
     from ctxseg_nb.models.segmentor import MODELS
-    if model not in MODELS: raise unknown_name('model', model, MODELS)
+
+    if model not in MODELS:
+        raise unknown_name('model', model, MODELS)
     check_backbone(backbone)
+
 
 def _validation_pictures(learn, config, path):
     "The pictures that a training was validated on, with their masks, each at its own size"
     from ctxseg_nb.data.dataset import check_mask
     from ctxseg_nb.training.train import config_dataset
+
     pairs = learn.dls.valid_ds.items
-    if config.data == 'scenes': return pairs
+    if config.data == 'scenes':
+        return pairs
     ds = config_dataset(config, path)
+
     def read(image, file):
         picture = ds.read(image)
         return picture, check_mask(ds.read_mask(file), ds.info.n_classes, file, picture.shape[:2], image)
+
     return (read(*pair) for pair in pairs)
+
 
 def _train(config, path, min_photos, out, resume, workers, device):
     from fastai.basics import rank_distrib
+
     from ctxseg_nb.training.train import train
+
     _check_model(config.model, config.backbone)
-    if config.data == 'scenes': _check_scenes(path, min_photos)
-    else: _check_disk(config.data, path, min_photos)
+    if config.data == 'scenes':
+        _check_scenes(path, min_photos)
+    else:
+        _check_disk(config.data, path, min_photos)
     _train_on(device)
-    if min_photos is not None: config = replace(config, data_options=dict(min_photos=min_photos))
+    if min_photos is not None:
+        config = replace(config, data_options=dict(min_photos=min_photos))
     learn = train(config, path, out, resume, workers=workers)
-    if not rank_distrib(): _print_metrics(_leave(learn, config, out, _validation_pictures(learn, config, path)))
+    if not rank_distrib():
+        _print_metrics(_leave(learn, config, out, _validation_pictures(learn, config, path)))
 
 # %% ../nbs/cli.ipynb #a24e1279
 def _recipe(name, override):
     "A recipe with what shall be otherwise"
     from ctxseg_nb.experiments.recipes import recipe
+
     wrong = [w for w in override or () if '=' not in w]
-    if wrong: raise ValueError(f'--override: expected name=value, found {wrong[0]}')
+    if wrong:
+        raise ValueError(f'--override: expected name=value, found {wrong[0]}')
     return recipe(name, **dict(w.split('=', 1) for w in override or ()))
+
 
 def _dry_run(recipe, override, path):
     from ctxseg_nb.experiments.dry_run import dry_run
+
     print(dry_run(_recipe(recipe, override), path))
+
 
 def _run_recipe(recipe, override, path, out, seed, resume, start, steps, workers, device):
     from ctxseg_nb.experiments.run_recipe import run_recipe
+
     r = _recipe(recipe, override)
     _train_on(device)
-    if not path: raise ValueError(f'--recipe {recipe} needs --path, the folder of the data set {r.data}')
+    if not path:
+        raise ValueError(f'--recipe {recipe} needs --path, the folder of the data set {r.data}')
     learn, metrics = run_recipe(r, path, out, seed, resume, steps, start, workers)
-    if metrics is None: return
-    if learn.recorder.losses: _curves(learn, f'{out}/curves.png')
+    if metrics is None:
+        return
+    if learn.recorder.losses:
+        _curves(learn, f'{out}/curves.png')
     _print_metrics(metrics)
 
 # %% ../nbs/cli.ipynb #2ce2e5f8
@@ -381,116 +525,164 @@ def recipes(
 ):
     "List the experiments of the papers"
     from ctxseg_nb.experiments.recipes import print_recipes
+
     print_recipes(start or '')
 
 # %% ../nbs/cli.ipynb #5b46bfa3
 @command
 def cifar(
-    path: str = None,       # the folder that holds cifar-10-batches-py
+    path: str = None,  # the folder that holds cifar-10-batches-py
     model: Literal['encnet', 'resnet', 'seresnet'] = 'encnet',  # one of Table 6
-    n_codes: Count = None,    # of encnet: codewords of each block, 16 where not given
-    width: Count = 64,      # channels of the first stage
-    epochs: Count = 600,    # passes over the training pictures
-    lr: Rate = .1,          # at the first step
-    bs: Count = 128,        # pictures a batch
-    seed: Seed = 0,         # of weights, order, crops and smoothing factors
+    n_codes: Count = None,  # of encnet: codewords of each block, 16 where not given
+    width: Count = 64,  # channels of the first stage
+    epochs: Count = 600,  # passes over the training pictures
+    lr: Rate = 0.1,  # at the first step
+    bs: Count = 128,  # pictures a batch
+    seed: Seed = 0,  # of weights, order, crops and smoothing factors
     out: Folder = 'cifar',  # folder for model, curves and checkpoint
-    resume: bool = False,   # go on from the folder's checkpoint
-    device: str = 'auto',   # to compute on: auto, cuda, cuda:1, mps or cpu
+    resume: bool = False,  # go on from the folder's checkpoint
+    device: str = 'auto',  # to compute on: auto, cuda, cuda:1, mps or cpu
 ):
     "Train a network of EncNet's Table 6 on CIFAR-10"
     from ctxseg_nb.core import write_figure
     from ctxseg_nb.experiments.cifar import plot_errors, train_cifar
-    if not path: raise ValueError('cifar needs --path, the folder that holds cifar-10-batches-py')
-    if n_codes and model != 'encnet': raise ValueError(f'--n-codes does not apply with --model {model}: only encnet has codewords')
+
+    if not path:
+        raise ValueError('cifar needs --path, the folder that holds cifar-10-batches-py')
+    if n_codes and model != 'encnet':
+        raise ValueError(f'--n-codes does not apply with --model {model}: only encnet has codewords')
     _train_on(device)
     train_cifar(path, model, n_codes or 16, width, epochs, lr, bs, out, seed, resume)
-    write_figure(Path(out)/'curves.png', plot_errors({model: Path(out)/'curves.json'}).figure, bbox_inches='tight')
+    write_figure(Path(out) / 'curves.png', plot_errors({model: Path(out) / 'curves.json'}).figure, bbox_inches='tight')
     print(f'look at {out}/curves.png')
 
 # %% ../nbs/cli.ipynb #5d68ed36
 @command
 def experiment(
-    names: list,              # of comparisons; without one, they are listed
-    seeds: Count = 3,         # seeds 0 to seeds-1
-    path: str = None,         # folder of the data set, where one is needed
-    weights: str = None,      # imagenet, or a safetensors file, where they are needed
-    variants: str = None,     # names, as in fcn,gap; all where not given
+    names: list,  # of comparisons; without one, they are listed
+    seeds: Count = 3,  # seeds 0 to seeds-1
+    path: str = None,  # folder of the data set, where one is needed
+    weights: str = None,  # imagenet, or a safetensors file, where they are needed
+    variants: str = None,  # names, as in fcn,gap; all where not given
     out: Folder = 'nbs/results',  # folder of the JSON file
-    device: str = 'auto',     # to compute on: auto, cuda, cuda:1, mps or cpu
+    device: str = 'auto',  # to compute on: auto, cuda, cuda:1, mps or cpu
 ):
     "Run named comparisons, or what is missing of them"
-    return Mode(_experiments, 'with a name') if names else Mode(_list_experiments, 'without a name: the comparisons are listed')
+    return (
+        Mode(_experiments, 'with a name')
+        if names
+        else Mode(_list_experiments, 'without a name: the comparisons are listed')
+    )
 
 # %% ../nbs/cli.ipynb #5e0c1a08
 def _list_experiments():
     from ctxseg_nb.experiments.runner import EXPERIMENTS
-    for e in EXPERIMENTS.values(): print(f'{e.name:18}{e.about}; {", ".join(e.variants)}')
+
+    for e in EXPERIMENTS.values():
+        print(f'{e.name:18}{e.about}; {", ".join(e.variants)}')
+
 
 def _experiments(names, seeds, path, weights, variants, out, device):
     from ctxseg_nb.experiments.runner import check_experiment, print_results, run_experiment
+
     _train_on(device)
-    variants, inputs = variants and variants.split(','), {k: v for k, v in dict(path=path, weights=weights).items() if v}
-    for name in names: check_experiment(name, variants, inputs)
-    for name in names: print_results(run_experiment(name, seeds, out, variants=variants, **inputs))
+    variants, inputs = (
+        variants and variants.split(','),
+        {k: v for k, v in dict(path=path, weights=weights).items() if v},
+    )
+    for name in names:
+        check_experiment(name, variants, inputs)
+    for name in names:
+        print_results(run_experiment(name, seeds, out, variants=variants, **inputs))
 
 # %% ../nbs/cli.ipynb #b21b4d05
 @command
 def benchmark(
-    names: list,               # without one, they are listed
+    names: list,  # without one, they are listed
     out: Folder = 'nbs/results',  # folder of the JSON files
-    device: str = None,        # to compute on: auto, cuda, cuda:1, mps or cpu; where each benchmark is made for where not given
+    device: str = None,  # to compute on: auto, cuda, cuda:1, mps or cpu; each benchmark's own where not given
 ):
     "Measure speed and memory side by side"
-    return Mode(_benchmarks, 'with a name') if names else Mode(_list_benchmarks, 'without a name: the benchmarks are listed')
+    return (
+        Mode(_benchmarks, 'with a name')
+        if names
+        else Mode(_list_benchmarks, 'without a name: the benchmarks are listed')
+    )
+
 
 def _list_benchmarks():
     from ctxseg_nb.experiments.benchmarks import BENCHMARKS
-    for name, f in BENCHMARKS.items(): print(f'{name:14}{f.__doc__}')
+
+    for name, f in BENCHMARKS.items():
+        print(f'{name:14}{f.__doc__}')
+
 
 def _benchmarks(names, out, device):
     from ctxseg_nb.experiments.benchmarks import BENCHMARKS, run_benchmark
-    for name in names: BENCHMARKS[name]   # raises for an unknown one
+
+    for name in names:
+        BENCHMARKS[name]  # raises for an unknown one
     options = dict(device=str(_device(device))) if device else {}
-    for name in names: run_benchmark(name, out, **options)
+    for name in names:
+        run_benchmark(name, out, **options)
 
 # %% ../nbs/cli.ipynb #37422b62
 def _test_pictures(folder, names=None):
     "Files of pictures in `folder` and its subfolders; with the file `names`, those whose names it lists"
     from ctxseg_nb.data.dataset import read_lines
-    if not folder: raise ValueError('--submission needs --pictures, the folder of the test pictures')
-    if not Path(folder).is_dir(): raise FileNotFoundError(f'--pictures: no folder {folder}')
+
+    if not folder:
+        raise ValueError('--submission needs --pictures, the folder of the test pictures')
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f'--pictures: no folder {folder}')
     files = sorted(f for f in Path(folder).rglob('*') if f.suffix.lower() in ('.jpg', '.jpeg', '.png'))
-    if not names: return files
+    if not names:
+        return files
     wanted = read_lines(names)
     by_name = {f.stem: f for f in files}
-    if missing := [n for n in wanted if n not in by_name]: raise ValueError(f'{names}: {len(missing)} of {len(wanted)} pictures are not in {folder}, {missing[0]} first')
+    if missing := [n for n in wanted if n not in by_name]:
+        raise ValueError(f'{names}: {len(missing)} of {len(wanted)} pictures are not in {folder}, {missing[0]} first')
     return [by_name[n] for n in wanted]
 
+
 def _predictor(net, saved, size, multiscale=False, flip_labels=None):
-    "The network sees pictures at `size`, or as they are; with `multiscale` at six scales and mirrored, through windows of `size`"
+    """The network sees pictures at `size`, or as they are; with `multiscale` at six scales and mirrored, through
+    windows of `size`"""
     from ctxseg_nb.evaluation.sliding_window import Predictor
+
     options = dict(zip(('mean', 'std'), saved['stats']))
-    if multiscale: return Predictor.multiscale(net, size, flip_labels=flip_labels, **options)
+    if multiscale:
+        return Predictor.multiscale(net, size, flip_labels=flip_labels, **options)
     return Predictor(net, size=size, **options)
+
 
 def _submit(predictor, saved, kind, files, out):
     from ctxseg_nb.evaluation.evaluator import SUBMISSION_FORMATS, write_submission
+
     if kind in SUBMISSION_FORMATS and len(saved['class_names']) != len(SUBMISSION_FORMATS[kind].ids):
-        raise ValueError(f'--submission {kind}: expected a model of {len(SUBMISSION_FORMATS[kind].ids)} classes, found {len(saved["class_names"])}')
+        raise ValueError(
+            f'--submission {kind}: expected a model of {len(SUBMISSION_FORMATS[kind].ids)} classes, found '
+            f'{len(saved["class_names"])}'
+        )
     found = write_submission(predictor, files, out, kind)
     print(f'{len(found)} files of labels in {found[0].parent}')
 
 # %% ../nbs/cli.ipynb #6a9c1ce1
 def _check_codes(info, saved, model, data):
     if list(info.class_names) != list(saved['class_names']):
-        raise ValueError(f'{model}: was trained on {len(saved["class_names"])} other classes ({", ".join(saved["class_names"][:3])}, ...) than {data} has ({", ".join(info.class_names[:3])}, ...)')
+        raise ValueError(
+            f'{model}: was trained on {len(saved["class_names"])} other classes '
+            f'({", ".join(saved["class_names"][:3])}, ...) than {data} has ({", ".join(info.class_names[:3])}, ...)'
+        )
+
 
 def _whole_pictures(data, path, size, min_photos):
-    "Validation pictures with their masks, each at its own size, and the `DatasetInfo` of the data set; no other split is needed"
+    """Validation pictures with their masks, each at its own size, and the `DatasetInfo` of the data set; no other
+    split is needed"""
     from ctxseg_nb.data.dataloaders import VALID_SEED
     from ctxseg_nb.data.scenes import ContextScenes
     from ctxseg_nb.evaluation.evaluator import read_split
+
     if data == 'scenes':
         _check_scenes(path, min_photos)
         return ContextScenes(200, _scene_side(size), VALID_SEED), ContextScenes.info
@@ -500,49 +692,57 @@ def _whole_pictures(data, path, size, min_photos):
 # %% ../nbs/cli.ipynb #c041fabf
 @command
 def evaluate(
-    model: str,               # file that `train` wrote: model.safetensors
-    data: str = 'scenes',     # scenes, or a name that `ctxseg data` lists
-    path: str = None,         # folder of the data set
-    size: Size = None,        # side, or height,width; the size it was trained with where not given
+    model: str,  # file that `train` wrote: model.safetensors
+    data: str = 'scenes',  # scenes, or a name that `ctxseg data` lists
+    path: str = None,  # folder of the data set
+    size: Size = None,  # side, or height,width; the size it was trained with where not given
     min_photos: CountOrNone = None,  # ccp: as in training
-    multiscale: bool = False, # the network sees pictures at six scales and mirrored, through windows of `size`
-    out: Folder = None,       # folder for IoU by class (report.csv, report.json, report.png), or for a submission
+    multiscale: bool = False,  # the network sees pictures at six scales and mirrored, through windows of `size`
+    out: Folder = None,  # folder for IoU by class (report.csv, report.json, report.png), or for a submission
     submission: Literal['voc', 'ade20k', 'cityscapes'] = None,  # write label files for this server, in place of scoring
-    pictures: str = None,     # of a submission: folder of the test pictures
-    names: str = None,        # of a submission: file with the names of the test pictures; all in the folder where not given
-    trust: bool = False,      # read a .pt2 file as the model; reading one executes code that may be in it
-    device: str = 'auto',     # to compute on: auto, cuda, cuda:1, mps or cpu
+    pictures: str = None,  # of a submission: folder of the test pictures
+    names: str = None,  # of a submission: file with the names of the test pictures; all in the folder where not given
+    trust: bool = False,  # read a .pt2 file as the model; reading one executes code that may be in it
+    device: str = 'auto',  # to compute on: auto, cuda, cuda:1, mps or cpu
 ):
-    "Score a model on the validation pictures of a data set, at the full size of their masks, or label test pictures for a server"
+    """Score a model on the validation pictures of a data set, at the full size of their masks, or label test
+    pictures for a server"""
     of_submissions = {name: 'it belongs to --submission' for name in ('pictures', 'names')}
-    if submission: return Mode(_label_pictures, 'with --submission')
+    if submission:
+        return Mode(_label_pictures, 'with --submission')
     return Mode(_score, 'without --submission', of_submissions)
 
 # %% ../nbs/cli.ipynb #5e0c1a09
 def _load(model, size, trust, device):
     "Network on a device, what is known about it, and the size at which it sees pictures"
     from ctxseg_nb.evaluation.export import Exported, load_exported
+
     net, saved = load_exported(model, trust)
     if isinstance(net, Exported) and device != 'auto' and _device(device).type != 'cpu':
         raise ValueError(f'--device {device}: {model} is an exported graph, which computes on the CPU')
     return net.to(_device(device)), saved, size or saved['size']
+
 
 def _label_pictures(model, size, multiscale, out, submission, pictures, names, trust, device):
     files = _test_pictures(pictures, names)
     net, saved, size = _load(model, size, trust, device)
     _submit(_predictor(net, saved, size, multiscale), saved, submission, files, out or submission)
 
+
 def _score(model, data, path, size, min_photos, multiscale, out, trust, device):
     from ctxseg_nb.evaluation.evaluator import evaluate as score
+
     net, saved, size = _load(model, size, trust, device)
     items, info = _whole_pictures(data, path, size or (96, 96), min_photos)
     _check_codes(info, saved, model, data)
     predictor = _predictor(net, saved, size, multiscale, info.flip_labels)
     _report(score(predictor, items, info.n_classes), info, out)
 
+
 def _report(counts, info, out):
     from ctxseg_nb.evaluation.evaluator import write_report
     from ctxseg_nb.evaluation.metrics import compute_metrics, iou
+
     _print_metrics(dict(zip(info.class_names, iou(counts.sum(0)))) | compute_metrics(counts, info))
     if out:
         write_report(counts, info, out)
@@ -551,65 +751,91 @@ def _report(counts, info, out):
 # %% ../nbs/cli.ipynb #e99b1965
 @command
 def predict(
-    images: list,                # files of pictures, folders of them, or patterns as '*.jpg'
+    images: list,  # files of pictures, folders of them, or patterns as '*.jpg'
     model: str = 'demo/model.safetensors',  # file that `demo`, `train` or `export` wrote
-    out: Folder = 'predictions', # folder
-    size: Size = None,           # the network sees the picture at this size: side, or height,width; the trained one where not given
-    trust: bool = False,         # read a .pt2 file as the model; reading one executes code that may be in it
-    device: str = 'auto',        # to compute on: auto, cuda, cuda:1, mps or cpu
+    out: Folder = 'predictions',  # folder
+    size: Size = None,  # size at which the network sees the picture: side, or height,width; as trained where not given
+    trust: bool = False,  # read a .pt2 file as the model; reading one executes code that may be in it
+    device: str = 'auto',  # to compute on: auto, cuda, cuda:1, mps or cpu
 ):
     "Segment pictures; one that cannot be read is named and left out"
     from ctxseg_nb.data.dataset import load_image
+
     files, faults = _picture_files(images)
     net, saved, size = _load(model, size, trust, device)
     label = _predictor(net, saved, size).labels
     names = _free_names(files, Path(out))
     for file, name in zip(files, names):
-        try: image = load_image(file)
-        except (OSError, ValueError) as e: faults.append(str(e))
+        try:
+            image = load_image(file)
+        except (OSError, ValueError) as e:
+            faults.append(str(e))
         else:
-            _write_prediction(image, label(image), saved, Path(out)/name)
+            _write_prediction(image, label(image), saved, Path(out) / name)
             print(f'{file} -> {out}/{name}.png, {out}/{name}-overlay.png', flush=True)
-    if faults: raise LeftOut(faults)
+    if faults:
+        raise LeftOut(faults)
 
 # %% ../nbs/cli.ipynb #5e0c1a0a
 _PICTURES = '.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp'
 
+
 class LeftOut(ValueError):
     "Inputs that could not be used, while the others were: a line for each; exit code 1"
-    def __init__(self, lines): self.lines = lines
+
+    def __init__(self, lines):
+        self.lines = lines
+
 
 def _picture_files(words):
-    "The files that `words` name: files, all pictures of a folder, or those that fit a pattern; and what is wrong with the other words"
-    if not words: raise ValueError('predict: expected at least one picture, found none')
+    """The files that `words` name: files, all pictures of a folder, or those that fit a pattern; and what is wrong
+    with the other words"""
+    if not words:
+        raise ValueError('predict: expected at least one picture, found none')
     found, faults = [], []
     for word in words:
         path = Path(word)
-        if path.is_dir(): files, missing = sorted(f for f in path.iterdir() if f.suffix.lower() in _PICTURES), f'no picture in the folder {word}'
-        elif not os.path.lexists(path) and any(c in word for c in '*?['): files, missing = sorted(map(Path, glob(word, recursive=True))), f'no file fits the pattern {word}'
-        else: files, missing = [path], ''
+        if path.is_dir():
+            files, missing = (
+                sorted(f for f in path.iterdir() if f.suffix.lower() in _PICTURES),
+                f'no picture in the folder {word}',
+            )
+        elif not os.path.lexists(path) and any(c in word for c in '*?['):
+            files, missing = sorted(map(Path, glob(word, recursive=True))), f'no file fits the pattern {word}'
+        else:
+            files, missing = [path], ''
         found += files
-        if not files: faults.append(missing)
+        if not files:
+            faults.append(missing)
     return list({f.absolute(): f for f in found}.values()), faults
 
 # %% ../nbs/cli.ipynb #5e0c1a0b
 def _is_prediction(file):
     "Did `predict` write this file?"
     from PIL import Image
+
     try:
-        with Image.open(file) as im: return im.info.get('Software') == 'ctxseg predict'
-    except (OSError, ValueError, Image.DecompressionBombError): return False
+        with Image.open(file) as im:
+            return im.info.get('Software') == 'ctxseg predict'
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return False
+
 
 def _free_names(files, out):
-    "A name for the predictions of each file: none that is taken by an input, by another one's predictions, or by a file of someone else"
-    def key(path): return str(path.resolve()).casefold()   # some disks take a.png and A.png for one
+    """A name for the predictions of each file: none that is taken by an input, by another one's predictions, or by a
+    file of someone else"""
+
+    def key(path):
+        return str(path.resolve()).casefold()  # some disks take a.png and A.png for one
+
     taken, names = set(map(key, files)), []
     for f in map(Path, files):
         kind, folder = f.suffix[1:], f.absolute().parent.name
         longer = [f'{f.stem}-{kind}', f'{folder}-{f.stem}', f'{folder}-{f.stem}-{kind}']
         for name in (f.stem, *longer, *(f'{f.stem}-{i}' for i in range(2, 10**6))):
-            pair = [out/f'{name}.png', out/f'{name}-overlay.png']
-            if not any(key(p) in taken or p.is_dir() or p.is_file() and not _is_prediction(p) for p in pair): break
+            pair = [out / f'{name}.png', out / f'{name}-overlay.png']
+            if not any(key(p) in taken or p.is_dir() or p.is_file() and not _is_prediction(p) for p in pair):
+                break
         taken |= set(map(key, pair))
         names.append(name)
     return names
@@ -619,26 +845,32 @@ def _write_prediction(image, labels, saved, base):
     import numpy as np
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
+
     from ctxseg_nb.core import atomic_write, colorize
+
     mark = PngInfo()
     mark.add_text('Software', 'ctxseg predict')
-    index = Image.fromarray(labels); index.putpalette(saved['palette'].ravel().tolist())
-    overlay = Image.fromarray((.5*image + .5*colorize(labels, saved['palette'])).astype(np.uint8))
+    index = Image.fromarray(labels)
+    index.putpalette(saved['palette'].ravel().tolist())
+    overlay = Image.fromarray((0.5 * image + 0.5 * colorize(labels, saved['palette'])).astype(np.uint8))
     for im, file in ((index, f'{base}.png'), (overlay, f'{base}-overlay.png')):
-        with atomic_write(file) as tmp: im.save(tmp, format='PNG', pnginfo=mark)
+        with atomic_write(file) as tmp:
+            im.save(tmp, format='PNG', pnginfo=mark)
 
 # %% ../nbs/cli.ipynb #7344ccdd
 @command
 def export(
-    model: str,        # file that `demo` or `train` wrote: model.safetensors
-    out: str,          # file to write: it ends in .onnx, or in .pt2 for PyTorch's own format
-    fixed: Size = None, # side, or height,width: the one size of pictures, for models whose tables depend on it
+    model: str,  # file that `demo` or `train` wrote: model.safetensors
+    out: str,  # file to write: it ends in .onnx, or in .pt2 for PyTorch's own format
+    fixed: Size = None,  # side, or height,width: the one size of pictures, for models whose tables depend on it
 ):
     "Write a model as a graph that other programs run"
     from ctxseg_nb.evaluation.export import export_onnx, export_program, trace_model
     from ctxseg_nb.models.segmentor import load_segmentor
+
     writers = {'.onnx': export_onnx, '.pt2': export_program}
-    if Path(out).suffix not in writers: raise ValueError(f'{out}: expected a file that ends in .onnx or .pt2')
+    if Path(out).suffix not in writers:
+        raise ValueError(f'{out}: expected a file that ends in .onnx or .pt2')
     net, saved = load_segmentor(model)
     graph = trace_model(net, fixed=fixed) if fixed else net
     writers[Path(out).suffix](graph, out, saved['class_names'], saved['palette'], saved['stats'], saved['size'])
@@ -650,50 +882,73 @@ def models():
     "List models and backbones"
     from ctxseg_nb.models.backbones import BACKBONES
     from ctxseg_nb.models.segmentor import MODELS
+
     print('models:    ' + ', '.join(MODELS))
-    print('backbones: ' + ', '.join(BACKBONES) + ', and every network of timm with feature maps (resnet50d, hrnet_w18, ...)')
+    print(
+        'backbones: '
+        + ', '.join(BACKBONES)
+        + ', and every network of timm with feature maps (resnet50d, hrnet_w18, ...)'
+    )
+
 
 @command
 def data(
-    check: list = None,   # name and folder of a data set, whose files are all looked at
-    splits: str = None,   # of a check: names, as in train,val; all where not given
-    most: Count = 10,     # of a check: lines for each kind of fault
+    check: list = None,  # name and folder of a data set, whose files are all looked at
+    splits: str = None,  # of a check: names, as in train,val; all where not given
+    most: Count = 10,  # of a check: lines for each kind of fault
 ):
     "List the data sets and where to get them, or check one on disk"
     return Mode(_check, 'with --check') if check else Mode(_list_data, 'without --check')
 
+
 def _list_data():
     from ctxseg_nb.data.dataset import DATASETS
+
     print('scenes           embedded, drawn by the library; 24 classes')
-    for name, ds in DATASETS.items(): print(f'{name:17}{ds.how_to_get}')
+    for name, ds in DATASETS.items():
+        print(f'{name:17}{ds.how_to_get}')
+
 
 def _check(check, splits, most):
-    from ctxseg_nb.data.verify import verify_dataset, print_report
-    if len(check) != 2: raise ValueError(f'--check: expected the name of a data set and its folder, found {" ".join(check)}')
+    from ctxseg_nb.data.verify import print_report, verify_dataset
+
+    if len(check) != 2:
+        raise ValueError(f'--check: expected the name of a data set and its folder, found {" ".join(check)}')
     report = verify_dataset(_open(*check), splits=splits and splits.split(','))
     print_report(report, most)
-    if report.faults: raise ValueError(f'{check[1]}: {len(report.faults)} faults')
+    if report.faults:
+        raise ValueError(f'{check[1]}: {len(report.faults)} faults')
 
 # %% ../nbs/cli.ipynb #25dcfca6
 def _given(f, words):
     "The options of a command among `words`"
     parser = _parser(f)
     given, rest = parser.parse_known_intermixed_args(words)
-    if not rest: return vars(given)
+    if not rest:
+        return vars(given)
     option, known = rest[0].split('=')[0], [o for action in parser._actions for o in action.option_strings]
     close = get_close_matches(option, known, 2)
-    if not option.startswith('-'): parser.error(f"unexpected word '{option}'")
+    if not option.startswith('-'):
+        parser.error(f"unexpected word '{option}'")
     parser.error(f"no option '{option}'" + (f', did you mean {" or ".join(close)}?' if close else ''))
+
 
 def _help():
     commands = '\n'.join(f'  {n:12}{f.__doc__}' for n, f in COMMANDS.items())
-    return f'usage: ctxseg COMMAND [options]\n\n{commands}\n\nctxseg COMMAND --help lists its options, ctxseg --version says which version this is'
+    return (
+        f'usage: ctxseg COMMAND [options]\n\n{commands}\n\n'
+        'ctxseg COMMAND --help lists its options, ctxseg --version says which version this is'
+    )
+
 
 def _run(argv):
-    if not argv or argv[0] in ('-h', '--help'): return print(_help())
-    if argv[0] == '--version': return print(f'ctxseg {__version__}')
+    if not argv or argv[0] in ('-h', '--help'):
+        return print(_help())
+    if argv[0] == '--version':
+        return print(f'ctxseg {__version__}')
     name, *words = argv
-    if name not in COMMANDS: raise ValueError(f"no command '{name}'; there are {', '.join(COMMANDS)}")
+    if name not in COMMANDS:
+        raise ValueError(f"no command '{name}'; there are {', '.join(COMMANDS)}")
     _call(COMMANDS[name], _given(COMMANDS[name], words))
 
 # %% ../nbs/cli.ipynb #b38190bb
@@ -703,6 +958,7 @@ def _complain(lines, code):
         line = re.sub(r'^Exception occured in `\w+` when calling event `\w+`: ', '', ' '.join(line.split()))
         print(f'ctxseg: {line}', file=sys.stderr)
     return code
+
 
 def main(
     argv: list | None = None,  # words after `ctxseg`; those of the process where not given
@@ -716,17 +972,26 @@ def main(
             _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return 0
-    except SystemExit as e: return e.code or 0   # of argparse, after --help
-    except KeyboardInterrupt as e: return _complain([str(e) or 'stopped by Ctrl-C'], 130)
-    except BrokenPipeError:   # whoever read the output has seen enough, as head does
+    except SystemExit as e:
+        return e.code or 0  # of argparse, after --help
+    except KeyboardInterrupt as e:
+        return _complain([str(e) or 'stopped by Ctrl-C'], 130)
+    except BrokenPipeError:  # whoever read the output has seen enough, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except LeftOut as e: return _complain(e.lines, 1)
-    except (ValueError, OSError, ImportError) as e: return _complain([str(e)], 2)
+    except LeftOut as e:
+        return _complain(e.lines, 1)
+    except (ValueError, OSError, ImportError) as e:
+        return _complain([str(e)], 2)
     except (MemoryError, RuntimeError) as e:
-        if not isinstance(e, MemoryError) and not any(words in str(e) for words in ('out of memory', "can't allocate memory")): raise
-        return _complain([f'not enough memory; smaller pictures or batches need less ({str(e).strip().splitlines()[0] if str(e).strip() else "MemoryError"})'], 2)
+        if not isinstance(e, MemoryError) and not any(
+            words in str(e) for words in ('out of memory', "can't allocate memory")
+        ):
+            raise
+        reason = (str(e).strip() or 'MemoryError').splitlines()[0]
+        return _complain([f'not enough memory; smaller pictures or batches need less ({reason})'], 2)
 
 # %% ../nbs/cli.ipynb #574e9328
 #| eval: false
-if __name__ == '__main__': sys.exit(main())
+if __name__ == '__main__':
+    sys.exit(main())

@@ -4,7 +4,14 @@
 
 # %% ../nbs/30_core.ipynb #8f38b04e
 from __future__ import annotations
-import ctypes, errno, inspect, json, math, os, zlib
+
+import ctypes
+import errno
+import inspect
+import json
+import math
+import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,11 +21,15 @@ from importlib import import_module
 from numbers import Integral, Real
 from pathlib import Path
 from pkgutil import iter_modules
+
 import numpy as np
 import torch
 import torch.distributed as dist
-try: import fcntl
-except ImportError: fcntl = None  # Windows, where nothing keeps two writers of one file apart
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # Windows, where nothing keeps two writers of one file apart
 
 # %% auto #0
 __all__ = ['IGNORE', 'IMAGENET_STATS', 'VOID_COLOUR', 'LOG_ZERO', 'check_n_classes', 'DatasetInfo', 'palette', 'colorize',
@@ -38,18 +49,24 @@ def check_n_classes(
 ):
     "Raise `ValueError` for more classes than 8-bit masks have labels beside `IGNORE`"
     if n_classes > IGNORE:
-        raise ValueError(f'{name}: expected {IGNORE} classes at most, found {n_classes}: masks have 8 bits, and label {IGNORE} is void')
+        raise ValueError(
+            f'{name}: expected {IGNORE} classes at most, found {n_classes}: masks have 8 bits, and label {IGNORE} is '
+            'void'
+        )
 
 # %% ../nbs/30_core.ipynb #ee4d6e88
 @dataclass(frozen=True, eq=False)
 class DatasetInfo:
     "What is known about a data set beside its pictures"
-    name: str                   # short name, as on the command line
-    class_names: tuple[str, ...]      # class names, in the order of their labels
+
+    name: str  # short name, as on the command line
+    class_names: tuple[str, ...]  # class names, in the order of their labels
     palette: np.ndarray = None  # (K, 3) uint8 colours, read-only; `palette(K)` where not given
     background: int | None = None  # label that papers leave out of the mean, if any
     groups: dict[str, tuple[int, ...]] = field(default_factory=dict)  # labels that are scored apart
-    flip_labels: tuple[int, ...] | None = None  # (K,) the label that each label has in a left-right flip; the same where not given
+    flip_labels: tuple[int, ...] | None = (
+        None  # (K,) the label that each label has in a left-right flip; the same where not given
+    )
 
     def __post_init__(self):
         check_n_classes(len(self.class_names), self.name)
@@ -59,98 +76,129 @@ class DatasetInfo:
         object.__setattr__(self, 'palette', colours)
 
     @property
-    def n_classes(self): return len(self.class_names)
+    def n_classes(self):
+        return len(self.class_names)
 
-    def _parts(self): return self.name, self.class_names, self.palette.tolist(), self.background, {k: tuple(v) for k, v in self.groups.items()}
+    def _parts(self):
+        return (
+            self.name,
+            self.class_names,
+            self.palette.tolist(),
+            self.background,
+            {k: tuple(v) for k, v in self.groups.items()},
+        )
 
-    def __eq__(self, other): return self._parts() == other._parts() if isinstance(other, DatasetInfo) else NotImplemented
+    def __eq__(self, other):
+        return self._parts() == other._parts() if isinstance(other, DatasetInfo) else NotImplemented
 
-    def __hash__(self): return hash((self.name, self.class_names))
+    def __hash__(self):
+        return hash((self.name, self.class_names))
 
 # %% ../nbs/30_core.ipynb #ca0a72d6
 def palette(
     n: int,  # number of classes
 ) -> np.ndarray:  # (n, 3) uint8
     "`n` well separated colours"
-    hue, level = np.arange(n)*0.618034 % 1, np.array([.85, .62, .42])[np.arange(n) % 3]
-    wheel = np.abs((hue[:, None] + np.array([0, 2/3, 1/3])) % 1*6 - 3) - 1  # (n, 3), the hue's share of R, G, B
-    return np.round(255*level[:, None]*(1 - .7*(1 - np.clip(wheel, 0, 1)))).astype(np.uint8)
+    hue, level = np.arange(n) * 0.618034 % 1, np.array([0.85, 0.62, 0.42])[np.arange(n) % 3]
+    wheel = np.abs((hue[:, None] + np.array([0, 2 / 3, 1 / 3])) % 1 * 6 - 3) - 1  # (n, 3), the hue's share of R, G, B
+    return np.round(255 * level[:, None] * (1 - 0.7 * (1 - np.clip(wheel, 0, 1)))).astype(np.uint8)
 
 # %% ../nbs/30_core.ipynb #1e0418e2
 VOID_COLOUR = (235, 235, 235)  # of `IGNORE`, in every picture
 
+
 def colorize(
-    mask: np.ndarray,     # (H, W) labels
+    mask: np.ndarray,  # (H, W) labels
     palette: np.ndarray,  # (K, 3) uint8
 ) -> np.ndarray:  # (H, W, 3) uint8
     "The picture of a mask; void is light grey"
     table = np.full((256, 3), VOID_COLOUR, np.uint8)
-    table[:len(palette)] = palette
+    table[: len(palette)] = palette
     return table[np.asarray(mask)]
 
 # %% ../nbs/30_core.ipynb #1f995d52
 def show_rows(
-    rows: list,               # rows of (H, W, 3) images, (H, W) masks or None
+    rows: list,  # rows of (H, W, 3) images, (H, W) masks or None
     titles: list | None = None,  # one a column
-    names: list | None = None,   # one a row
+    names: list | None = None,  # one a row
     palette: np.ndarray | None = None,  # (K, 3) uint8 for (H, W) entries; grey levels where not given
-    size: float = 1.5,        # side of a picture, inches
+    size: float = 1.5,  # side of a picture, inches
 ) -> np.ndarray:  # the axes, an array of rows and columns
     "A grid of pictures without ticks"
     import matplotlib.pyplot as plt
+
     n, m = len(rows), max(map(len, rows))
-    fig, axs = plt.subplots(n, m, figsize=(size*m, size*n), squeeze=False, layout='constrained')
-    for ax in axs.flat: ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
+    fig, axs = plt.subplots(n, m, figsize=(size * m, size * n), squeeze=False, layout='constrained')
+    for ax in axs.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
     for i, row in enumerate(rows):
-        if names: axs[i, 0].set_ylabel(names[i], fontsize=8)
-        for j, im in enumerate(row): _show(axs[i, j], im, palette)
-    for j, t in enumerate(titles or []): axs[0, j].set_title(t, fontsize=8)
+        if names:
+            axs[i, 0].set_ylabel(names[i], fontsize=8)
+        for j, im in enumerate(row):
+            _show(axs[i, j], im, palette)
+    for j, t in enumerate(titles or []):
+        axs[0, j].set_title(t, fontsize=8)
     return axs
 
+
 def _show(ax, im, palette):
-    if im is None: return
+    if im is None:
+        return
     im = np.asarray(im)
-    if im.ndim == 2 and palette is not None: im = colorize(im, palette)
+    if im.ndim == 2 and palette is not None:
+        im = colorize(im, palette)
     ax.imshow(im, cmap='gray', interpolation='nearest' if im.shape[0] < 200 else None)
 
 # %% ../nbs/30_core.ipynb #3c1e2cd1
 def legend(
-    ax,                   # matplotlib axes (or a figure)
-    class_names,                # class names
+    ax,  # matplotlib axes (or a figure)
+    class_names,  # class names
     palette: np.ndarray,  # (K, 3) uint8
-    labels=None,          # labels to name; all where not given
-    **kwargs,             # to matplotlib's `legend`
+    labels=None,  # labels to name; all where not given
+    **kwargs,  # to matplotlib's `legend`
 ):
     "Colour patches with class names"
     from matplotlib.patches import Patch
+
     labels = range(len(class_names)) if labels is None else [int(l) for l in labels if l != IGNORE]
-    patches = [Patch(facecolor=palette[l]/255., label=class_names[l]) for l in labels]
+    patches = [Patch(facecolor=palette[l] / 255.0, label=class_names[l]) for l in labels]
     return ax.legend(handles=patches, **{'fontsize': 7, 'frameon': False, **kwargs})
 
 # %% ../nbs/30_core.ipynb #a04c4fcf
 def _open_locked(tmp):
-    "A descriptor of the file `tmp`, made where it is not there, that no other writer holds; None where the system has no locks"
+    """A descriptor of the file `tmp`, made where it is not there, that no other writer holds; None where the system
+    has no locks"""
     while True:
         fd = os.open(tmp, os.O_RDWR | os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0), 0o666)
         if fcntl is None:
             os.close(fd)
             return None
-        with suppress(OSError): fcntl.flock(fd, fcntl.LOCK_EX)  # some network file systems have no locks
+        with suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX)  # some network file systems have no locks
         with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(fd), os.stat(tmp)): return fd
+            if os.path.samestat(os.fstat(fd), os.stat(tmp)):
+                return fd
         os.close(fd)  # the writer that we waited for has renamed or removed it
 
+
 def _check_writable(target):
-    if target.is_symlink(): raise OSError(errno.ELOOP, 'a symbolic link that leads to itself')
-    if not target.exists(): return
-    if not target.is_file(): raise OSError(errno.EINVAL, 'expected a file, found a folder or a device')
-    if not os.access(target, os.W_OK): raise OSError(errno.EACCES, 'the file is read-only')
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, 'a symbolic link that leads to itself')
+    if not target.exists():
+        return
+    if not target.is_file():
+        raise OSError(errno.EINVAL, 'expected a file, found a folder or a device')
+    if not os.access(target, os.W_OK):
+        raise OSError(errno.EACCES, 'the file is read-only')
+
 
 @contextmanager
 def atomic_write(
     path: str | Path,  # the file to write or replace; where it is a symbolic link, the file that it points to
-) -> Iterator[Path]:   # a temporary path in the same folder
-    "Write to a temporary path, which takes `path`'s place on success and is removed on any error. Raises `OSError` with `path` in its text"
+) -> Iterator[Path]:  # a temporary path in the same folder
+    """Write to a temporary path, which takes `path`'s place on success and is removed on any error. Raises `OSError`
+    with `path` in its text"""
     target, fd = Path(os.path.realpath(path)), None
     try:
         _check_writable(target)
@@ -160,62 +208,77 @@ def atomic_write(
         try:
             os.truncate(tmp, 0)
             yield tmp
-            with open(tmp, 'rb') as f: os.fsync(f.fileno())
-            if target.exists(): os.chmod(tmp, target.stat().st_mode & 0o777)
+            with open(tmp, 'rb') as f:
+                os.fsync(f.fileno())
+            if target.exists():
+                os.chmod(tmp, target.stat().st_mode & 0o777)
             tmp.replace(target)
         except BaseException:
             tmp.unlink(missing_ok=True)
             raise
-    except OSError as e: raise OSError(e.errno or errno.EIO, f'cannot write {path}: {e.strerror or e}') from e
+    except OSError as e:
+        raise OSError(e.errno or errno.EIO, f'cannot write {path}: {e.strerror or e}') from e
     finally:
-        if fd is not None: os.close(fd)
+        if fd is not None:
+            os.close(fd)
 
 # %% ../nbs/30_core.ipynb #9f48926b
 def _as_json(found):
     "`found` with None for nan and infinities, which JSON does not have"
-    if isinstance(found, dict): return {k: _as_json(v) for k, v in found.items()}
-    if isinstance(found, (list, tuple)): return [_as_json(v) for v in found]
+    if isinstance(found, dict):
+        return {k: _as_json(v) for k, v in found.items()}
+    if isinstance(found, (list, tuple)):
+        return [_as_json(v) for v in found]
     return None if isinstance(found, float) and not math.isfinite(found) else found
+
 
 def write_json(
     path: str | Path,  # the file to write or replace
-    found,             # what `json` can write
+    found,  # what `json` can write
 ) -> None:
     "Write JSON, whole or not at all, with null for nan and infinities. Raises `OSError` with `path` in its text"
     text = json.dumps(_as_json(found), indent=1, allow_nan=False) + '\n'
-    with atomic_write(path) as tmp: tmp.write_text(text, encoding='utf-8')
+    with atomic_write(path) as tmp:
+        tmp.write_text(text, encoding='utf-8')
 
 # %% ../nbs/30_core.ipynb #5b6c1e03
 def write_figure(
     path: str | Path,  # the file to write or replace; its suffix says the format
-    figure,            # of matplotlib; it is closed
-    **options,         # to `savefig`
+    figure,  # of matplotlib; it is closed
+    **options,  # to `savefig`
 ) -> None:
     "Write a figure, whole or not at all. Raises `OSError` with `path` in its text"
     import matplotlib.pyplot as plt
+
     plt.close(figure)
-    with atomic_write(path) as tmp: figure.savefig(tmp, format=Path(path).suffix[1:], **dict(dpi=110) | options)
+    with atomic_write(path) as tmp:
+        figure.savefig(tmp, format=Path(path).suffix[1:], **dict(dpi=110) | options)
 
 # %% ../nbs/30_core.ipynb #854095db
 def check_labels(
-    labels,            # tensor or array of integers, any shape
-    n_classes: int,        # K
+    labels,  # tensor or array of integers, any shape
+    n_classes: int,  # K
     ignore_index: int | None = IGNORE,  # label of void pixels, allowed too; none where not given
     name: str = 'target',  # what to call `labels` in the error
 ):
     "Raise `ValueError` when a label is neither in 0..K-1 nor void, and when `IGNORE` would be both"
-    if ignore_index == IGNORE: check_n_classes(n_classes)
+    if ignore_index == IGNORE:
+        check_n_classes(n_classes)
     bad = (labels < 0) | (labels >= n_classes)
-    if ignore_index is not None: bad &= labels != ignore_index
-    if not bad.any(): return
+    if ignore_index is not None:
+        bad &= labels != ignore_index
+    if not bad.any():
+        return
     void = '' if ignore_index is None else f' and not void ({ignore_index})'
-    raise ValueError(f'{name} has label {labels[bad][0].item()}, outside 0..{n_classes - 1} of {n_classes} classes{void}')
+    raise ValueError(
+        f'{name} has label {labels[bad][0].item()}, outside 0..{n_classes - 1} of {n_classes} classes{void}'
+    )
 
 # %% ../nbs/30_core.ipynb #5e0c1c01
 def check_options(
-    what: str,       # whose options they are, for the error
-    f: Callable,     # takes them
-    options: dict,   # name → value
+    what: str,  # whose options they are, for the error
+    f: Callable,  # takes them
+    options: dict,  # name → value
     n_given: int = 0,  # arguments of `f` before the options
 ) -> None:
     "Raise `ValueError` for an option that `f` does not take"
@@ -231,30 +294,42 @@ def unknown_name(
     known: Iterable[str],  # all names there are
 ) -> ValueError:
     "The error for an unknown name, with the closest known ones"
-    close = get_close_matches(str(name), list(known), 4, .4)
-    return ValueError(f'unknown {kind} {name!r}' + (f'; did you mean {", ".join(close)}?' if close else f'; there are {", ".join(known)}'))
+    close = get_close_matches(str(name), list(known), 4, 0.4)
+    return ValueError(
+        f'unknown {kind} {name!r}'
+        + (f'; did you mean {", ".join(close)}?' if close else f'; there are {", ".join(known)}')
+    )
 
 # %% ../nbs/30_core.ipynb #c0de4e93
 class Registry(Mapping):
-    "Name → entry, in the order of registration. The first look imports every module of `package`, so that all entries are known"
-    def __init__(self,
-        kind: str,     # what an entry is, for errors: 'model'
+    """Name → entry, in the order of registration. The first look imports every module of `package`, so that all
+    entries are known"""
+
+    def __init__(
+        self,
+        kind: str,  # what an entry is, for errors: 'model'
         package: str,  # whose modules register entries: 'ctxseg_nb.models'
         skip: tuple[str, ...] = (),  # modules of it that register none and are slow to import
     ) -> None:
         self.kind, self.package, self.skip, self._entries, self._complete = kind, package, skip, {}, False
 
-    def register(self,
-        name: str,   # as on the command line
+    def register(
+        self,
+        name: str,  # as on the command line
         **defaults,  # options of the entry, a function or a class, under this name
-    ) -> Callable:   # a decorator; gives back what it decorates
-        "Make an entry known as `name`. Raises `ValueError` where another entry has that name; the same one, defined anew in a notebook, replaces itself"
+    ) -> Callable:  # a decorator; gives back what it decorates
+        """Make an entry known as `name`. Raises `ValueError` where another entry has that name; the same one,
+        defined anew in a notebook, replaces itself"""
+
         def add(entry):
             old = self._entries.get(name)
             if old is not None and self._origin(old) != self._origin(entry):
-                raise ValueError(f'{self.kind} {name!r}: {self._origin(old)} has this name, {self._origin(entry)} needs another one')
+                raise ValueError(
+                    f'{self.kind} {name!r}: {self._origin(old)} has this name, {self._origin(entry)} needs another one'
+                )
             self._entries[name] = partial(entry, **defaults) if defaults else entry
             return entry
+
         return add
 
     @staticmethod
@@ -265,58 +340,75 @@ class Registry(Mapping):
     def _all(self) -> dict:
         if not self._complete:
             for module in iter_modules(import_module(self.package).__path__):
-                if module.name not in self.skip: import_module(f'{self.package}.{module.name}')
+                if module.name not in self.skip:
+                    import_module(f'{self.package}.{module.name}')
             self._complete = True
         return self._entries
 
-    def __contains__(self, name) -> bool: return name in self._entries or name in self._all()
-    def __iter__(self) -> Iterator[str]: return iter(self._all())
-    def __len__(self) -> int: return len(self._all())
+    def __contains__(self, name) -> bool:
+        return name in self._entries or name in self._all()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
 
     def __getitem__(self, name: str):
         "The entry. Raises `ValueError` with the closest names for an unknown one"
-        if name not in self: raise unknown_name(self.kind, name, self)
+        if name not in self:
+            raise unknown_name(self.kind, name, self)
         return self._entries[name]
 
 # %% ../nbs/30_core.ipynb #5e0c1c04
 def progress(
     items: Iterable | None = None,  # to go through; without them, the bar's `update` is called
-    what: str = '',                 # the word before the bar
-    total: int | None = None,       # how many; `len(items)` where not given
+    what: str = '',  # the word before the bar
+    total: int | None = None,  # how many; `len(items)` where not given
 ) -> Iterable:  # `items`, or a bar
     "A bar with rate and estimate on standard error, where that is a terminal; nothing elsewhere (tqdm)"
     from tqdm import tqdm
+
     return tqdm(items, what, total, leave=False, disable=None, dynamic_ncols=True)
 
 # %% ../nbs/30_core.ipynb #7a90c3d4
 LOG_ZERO = -1e30  # the score of what has probability 0, where -inf would make nan
 
+
 def can_check_values(
     x: torch.Tensor,  # any
 ) -> bool:
     "Can the values of a tensor be looked at without making a training step wait for its device?"
-    if torch.compiler.is_compiling() or x.device.type == 'meta' or not x.numel(): return False
+    if torch.compiler.is_compiling() or x.device.type == 'meta' or not x.numel():
+        return False
     return x.device.type == 'cpu' or not torch.is_grad_enabled()
+
 
 def finite_scores(
     scores: torch.Tensor,  # floating, any shape
-    name: str = 'unary',   # what to call them in the error
+    name: str = 'unary',  # what to call them in the error
 ) -> torch.Tensor:  # the same, with `LOG_ZERO` (or the lowest number of its type) where it was -inf
     "Finite scores. Raises `ValueError` for nan and +inf, where `can_check_values`"
     if can_check_values(scores):
         low, high = (v.item() for v in scores.detach().aminmax())
         if not high < np.inf:
             raise ValueError(f'{name}: expected finite scores, or -inf for a probability of 0, found {high}')
-        if low >= LOG_ZERO: return scores
+        if low >= LOG_ZERO:
+            return scores
     return scores.clamp(min=max(LOG_ZERO, torch.finfo(scores.dtype).min))
 
 # %% ../nbs/30_core.ipynb #5c1d9a70
 def labels_of(
     scores: torch.Tensor,  # (B, K, ...) floating: logits, probabilities or their logarithms
 ) -> torch.Tensor:  # (B, ...) long
-    "The class with the largest score. Raises `ValueError` where that score is not finite; -inf for other classes is allowed"
-    best, labels = scores.max(1)   # nan is larger than every number
-    if not best.isfinite().all(): raise ValueError(f'scores: expected finite ones, found {int((~best.isfinite()).sum())} of {best.numel()} places where the largest is nan or infinite')
+    """The class with the largest score. Raises `ValueError` where that score is not finite; -inf for other classes
+    is allowed"""
+    best, labels = scores.max(1)  # nan is larger than every number
+    if not best.isfinite().all():
+        raise ValueError(
+            f'scores: expected finite ones, found {int((~best.isfinite()).sum())} of {best.numel()} places where the '
+            'largest is nan or infinite'
+        )
     return labels
 
 # %% ../nbs/30_core.ipynb #5b6c1e06
@@ -328,6 +420,7 @@ def check_positive(
         for n in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
                 raise ValueError(f'{name}: expected an integer of at least 1, found {n!r}')
+
 
 def check_share(
     **numbers,  # name → number
@@ -351,11 +444,13 @@ def at_least_float32(
     "Half precision as float32, anything else as it is"
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
+
 def highest_precision(
     x: torch.Tensor,  # any type
 ) -> torch.Tensor:
     "In float64; in float32 on Apple's devices, which have no float64"
     return x.to(torch.float32 if x.device.type == 'mps' else torch.float64)
+
 
 def full_precision(
     x: torch.Tensor,  # on the device in question
@@ -366,14 +461,20 @@ def full_precision(
 
 # %% ../nbs/30_core.ipynb #7be0a511
 def default_device(
-    name: str = 'auto',  # cpu, cuda, cuda:1 for the second GPU, or mps; auto: the first of cuda, mps and cpu that the machine has
+    name: str = 'auto',  # cpu, cuda, cuda:1 (the second GPU) or mps; auto: the first of cuda, mps, cpu that there is
 ) -> torch.device:
-    "The device to compute on. Raises `ValueError` for an unknown name, and for a device that this machine does not have"
+    """The device to compute on. Raises `ValueError` for an unknown name, and for a device that this machine does not
+    have"""
     found = dict(cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available()), cpu=1)
-    if name == 'auto': name = next(kind for kind, n in found.items() if n)
+    if name == 'auto':
+        name = next(kind for kind, n in found.items() if n)
     kind, _, index = name.partition(':')
-    if kind not in found or (':' in name and not index.isdecimal()): raise ValueError(f"device: expected auto, cuda, cuda:0, mps or cpu, found '{name}'")
-    if int(index or 0) >= found[kind]: raise ValueError(f"device: this machine has no '{name}', it has {', '.join(kind for kind, n in found.items() if n)}")
+    if kind not in found or (':' in name and not index.isdecimal()):
+        raise ValueError(f"device: expected auto, cuda, cuda:0, mps or cpu, found '{name}'")
+    if int(index or 0) >= found[kind]:
+        raise ValueError(
+            f"device: this machine has no '{name}', it has {', '.join(kind for kind, n in found.items() if n)}"
+        )
     return torch.device(name)
 
 # %% ../nbs/30_core.ipynb #39d27544
@@ -381,31 +482,36 @@ def shared_mean(
     total: torch.Tensor,  # scalar, a sum
     count: torch.Tensor,  # scalar, of how many, or of what weight
 ) -> torch.Tensor:  # scalar of the type of `total`; 0 where nothing was counted
-    "`total`/`count`; in training on several ranks with the mean of their counts, so that the mean of the results is the mean over all"
+    """`total`/`count`; in training on several ranks with the mean of their counts, so that the mean of the results
+    is the mean over all"""
     if dist.is_available() and dist.is_initialized() and torch.is_grad_enabled():
         count = count.detach().double()
         dist.all_reduce(count)
-        count = count/dist.get_world_size()
+        count = count / dist.get_world_size()
     count = count.to(total.dtype)
-    return total/(count + (count == 0))
+    return total / (count + (count == 0))
 
 # %% ../nbs/30_core.ipynb #a7e31f06
 def place_in_batch(
-    n: int,       # items of this rank
+    n: int,  # items of this rank
     device=None,  # on which the ranks exchange tensors
 ) -> tuple[int, int]:  # where its items begin among those of all ranks; how many all have
     "The place of a rank's items in the batch of all ranks. All ranks must call this together"
-    if not (dist.is_available() and dist.is_initialized()): return 0, n
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, n
     sizes = torch.zeros(dist.get_world_size(), dtype=torch.long, device=device)
     sizes[dist.get_rank()] = n
     dist.all_reduce(sizes)
-    return sizes[:dist.get_rank()].sum().item(), sizes.sum().item()
+    return sizes[: dist.get_rank()].sum().item(), sizes.sum().item()
+
 
 def shared_generator(
     device=None,  # of what is drawn
 ) -> torch.Generator | None:  # None on the meta device, where nothing is drawn
-    "A random generator in the same state on all ranks, seeded by the next random number of rank 0. All ranks must call this together"
-    if torch.device(device or 'cpu').type == 'meta': return None
+    """A random generator in the same state on all ranks, seeded by the next random number of rank 0. All ranks must
+    call this together"""
+    if torch.device(device or 'cpu').type == 'meta':
+        return None
     seed = torch.randint(2**62, ())
     if dist.is_available() and dist.is_initialized():
         seed = seed.to(device)
@@ -421,7 +527,9 @@ def checksum(
     crc = zlib.crc32(about.encode())
     for name, t in sorted(tensors.items()):
         crc = zlib.crc32(f'{name} {t.dtype} {tuple(t.shape)}'.encode(), crc)
-        crc = zlib.crc32(t.detach().as_subclass(torch.Tensor).cpu().contiguous().flatten().view(torch.uint8).numpy(), crc)
+        crc = zlib.crc32(
+            t.detach().as_subclass(torch.Tensor).cpu().contiguous().flatten().view(torch.uint8).numpy(), crc
+        )
     return f'{crc:08x}'
 
 # %% ../nbs/30_core.ipynb #0e847477
@@ -430,7 +538,9 @@ def tune_malloc(
 ) -> bool:  # whether the C library took the settings; False where it is not glibc
     "Tell glibc to keep freed memory for the next training step rather than to return it page by page"
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-    try: mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError): return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
     kept = any(mallopt(M_MMAP_THRESHOLD, n) for n in (limit, 1 << 25))  # older versions allow 32 MiB at most
-    return bool(kept and mallopt(M_TRIM_THRESHOLD, 2*limit - 1))
+    return bool(kept and mallopt(M_TRIM_THRESHOLD, 2 * limit - 1))

@@ -1,29 +1,80 @@
-"Command lines that must be refused, and the words that the line of error must hold. {name} stands for a file or folder of the fixture `world`."
+"""Command lines that must be refused, and the words that the line of error must hold. {name} stands for a file or
+folder of the fixture `world`."""
 
 # options that take a number: (command and what it needs, option, whole numbers only?)
 NUMBERS = [
-    ('demo', 'epochs', True), ('demo', 'n-train', True), ('demo', 'n-valid', True), ('demo', 'size', True), ('demo', 'seed', True),
-    ('train', 'epochs', True), ('train', 'bs', True), ('train', 'lr', False), ('train', 'head-lr', False), ('train', 'min-photos', True),
-    ('train', 'seed', True), ('train', 'accumulate', True), ('train --recipe {recipe}', 'steps', True), ('train', 'workers', True),
-    ('train --recipe {recipe}', 'seed', True), ('train --recipe {recipe}', 'workers', True),
-    ('cifar --path {folder}', 'n-codes', True), ('cifar --path {folder}', 'width', True), ('cifar --path {folder}', 'epochs', True),
-    ('cifar --path {folder}', 'lr', False), ('cifar --path {folder}', 'bs', True), ('cifar --path {folder}', 'seed', True),
-    ('experiment scenes', 'seeds', True), ('evaluate {model}', 'min-photos', True),
+    ('demo', 'epochs', True),
+    ('demo', 'n-train', True),
+    ('demo', 'n-valid', True),
+    ('demo', 'size', True),
+    ('demo', 'seed', True),
+    ('train', 'epochs', True),
+    ('train', 'bs', True),
+    ('train', 'lr', False),
+    ('train', 'head-lr', False),
+    ('train', 'min-photos', True),
+    ('train', 'seed', True),
+    ('train', 'accumulate', True),
+    ('train --recipe {recipe}', 'steps', True),
+    ('train', 'workers', True),
+    ('train --recipe {recipe}', 'seed', True),
+    ('train --recipe {recipe}', 'workers', True),
+    ('cifar --path {folder}', 'n-codes', True),
+    ('cifar --path {folder}', 'width', True),
+    ('cifar --path {folder}', 'epochs', True),
+    ('cifar --path {folder}', 'lr', False),
+    ('cifar --path {folder}', 'bs', True),
+    ('cifar --path {folder}', 'seed', True),
+    ('experiment scenes', 'seeds', True),
+    ('evaluate {model}', 'min-photos', True),
     ('data --check camvid {camvid}', 'most', True),
 ]
 NO_NUMBERS = ['-1', 'nan', 'inf', '1e99', 'many', "''", '99999999999999999999', '3,4']
 WHOLE = ['1.5']
-SIZES = ['train --size', 'evaluate {model} --size', 'predict {photo} --model {model} --size', 'export {model} {out}.onnx --fixed']
+SIZES = [
+    'train --size',
+    'evaluate {model} --size',
+    'predict {photo} --model {model} --size',
+    'export {model} {out}.onnx --fixed',
+]
 NO_SIZES = ['0', '-5', '100000', 'big', '1,2,3', '12,', ',12', '1.5', '96,0', '9999,9999', 'nan', "''"]
-FOLDERS = ['demo --out', 'train --out', 'train --recipe {recipe} --path {camvid} --out', 'cifar --path {folder} --out', 'experiment scenes --out',
-           'benchmark memory --out', 'evaluate {model} --out', 'predict {photo} --model {model} --out']
-NO_FOLDERS = [('{file}', 'expected a folder, found the file'), ('{file}/below', 'expected a folder, found the file'), ('{pipe}', 'expected a folder'),
-              ("''", 'expected a word, found nothing'), ('/dev/null/x', 'expected a folder')]
+FOLDERS = [
+    'demo --out',
+    'train --out',
+    'train --recipe {recipe} --path {camvid} --out',
+    'cifar --path {folder} --out',
+    'experiment scenes --out',
+    'benchmark memory --out',
+    'evaluate {model} --out',
+    'predict {photo} --model {model} --out',
+]
+NO_FOLDERS = [
+    ('{file}', 'expected a folder, found the file'),
+    ('{file}/below', 'expected a folder, found the file'),
+    ('{pipe}', 'expected a folder'),
+    ("''", 'expected a word, found nothing'),
+    ('/dev/null/x', 'expected a folder'),
+]
 MODELS = ['predict {photo} --model @', 'evaluate @', 'export --fixed 32 @ {out}.onnx']
-NO_MODELS = [('{none}.safetensors', 'none'), ('{folder}', 'folder'), ('{file}', 'file.txt'), ('{empty}.safetensors', 'empty'), ('{cut}.safetensors', 'cut.safetensors'),
-             ('{nocard}.safetensors', 'nocard'), 
-             ('{other}.safetensors', 'other'), ('{nan}.safetensors', 'finite'), ('{pipe}', 'pipe'), ("''", 'nothing')]
-NO_GRAPHS = [('{file}.onnx', 'file.txt.onnx'), ('{none}.onnx', 'none.onnx'), ('{empty}.onnx', 'empty.onnx'), ('{photo}', '.png'), ('{none}.pt2', 'none.pt2')]
+NO_MODELS = [
+    ('{none}.safetensors', 'none'),
+    ('{folder}', 'folder'),
+    ('{file}', 'file.txt'),
+    ('{empty}.safetensors', 'empty'),
+    ('{cut}.safetensors', 'cut.safetensors'),
+    ('{nocard}.safetensors', 'nocard'),
+    ('{other}.safetensors', 'other'),
+    ('{nan}.safetensors', 'finite'),
+    ('{pipe}', 'pipe'),
+    ("''", 'nothing'),
+]
+NO_GRAPHS = [
+    ('{file}.onnx', 'file.txt.onnx'),
+    ('{none}.onnx', 'none.onnx'),
+    ('{empty}.onnx', 'empty.onnx'),
+    ('{photo}', '.png'),
+    ('{none}.pt2', 'none.pt2'),
+]
 
 # one a line: words of the command | what the line of error must say; more of it
 LINES = r'''
@@ -393,13 +444,16 @@ data --most 3 | --most does not apply without --check
 def bad_commands():
     "(words, what the error must say, exit code) of each"
     for start, option, whole in NUMBERS:
-        for value in NO_NUMBERS + WHOLE*whole: yield f'{start} --{option} {value}', [f'--{option}', value.strip("'")], 2
+        for value in NO_NUMBERS + WHOLE * whole:
+            yield f'{start} --{option} {value}', [f'--{option}', value.strip("'")], 2
     for start in SIZES:
-        for value in NO_SIZES: yield f'{start} {value}', [start.split()[-1], 'expected', value.strip("'")], 2
+        for value in NO_SIZES:
+            yield f'{start} {value}', [start.split()[-1], 'expected', value.strip("'")], 2
     for start in FOLDERS:
-        for value, says in NO_FOLDERS: yield f'{start} {value}', [says], 2
+        for value, says in NO_FOLDERS:
+            yield f'{start} {value}', [says], 2
     for start in MODELS:
-        for value, says in NO_MODELS + NO_GRAPHS*('export' not in start):
+        for value, says in NO_MODELS + NO_GRAPHS * ('export' not in start):
             yield start.replace('@', value), [says], 2
     for line in LINES.strip().splitlines():
         words, says, *code = line.split(' | ')

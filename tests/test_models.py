@@ -1,27 +1,36 @@
 "Every model and backbone of the registries keeps the promises that a user relies on."
-import pytest, torch
-from fastai.basics import DataLoader, DataLoaders, Learner
+
 import fastai.callback.all  # noqa: F401, learners get no_bar and fit_one_cycle
+import pytest
+import torch
+from fastai.basics import DataLoader, DataLoaders, Learner
+
 from ctxseg_nb.core import IGNORE
 from ctxseg_nb.models.backbones import BACKBONES, create_backbone
-from ctxseg_nb.models.segmentor import create_model, MODELS
+from ctxseg_nb.models.segmentor import MODELS, create_model
 from ctxseg_nb.training.losses import SegmentationLoss
 
 MODELS = sorted(MODELS)
 K = 5
 
 
-def images(b=2, h=33, w=47): return torch.randn(b, 3, h, w)
-def masks(b=2, h=33, w=47): return torch.randint(K, (b, h, w))
+def images(b=2, h=33, w=47):
+    return torch.randn(b, 3, h, w)
 
 
-def loss_of(model, x, y): return SegmentationLoss(model)(model(x), y)
+def masks(b=2, h=33, w=47):
+    return torch.randint(K, (b, h, w))
+
+
+def loss_of(model, x, y):
+    return SegmentationLoss(model)(model(x), y)
 
 
 @pytest.mark.parametrize('name', MODELS)
 @pytest.mark.parametrize('size', [(33, 47), (24, 64), (1, 1)])
 def test_odd_sizes(name, size):
-    with torch.no_grad(): logits = create_model(name, K).eval()(images(2, *size))
+    with torch.no_grad():
+        logits = create_model(name, K).eval()(images(2, *size))
     assert logits.shape == (2, K, *size) and logits.isfinite().all()
 
 
@@ -29,7 +38,8 @@ def test_odd_sizes(name, size):
 def test_pictures_of_a_batch_do_not_mix(name):
     "In evaluation a picture has the logits that it has alone"
     model, x = create_model(name, K).eval(), images(3)
-    with torch.no_grad(): together, alone = model(x), torch.cat([model(one[None]) for one in x])
+    with torch.no_grad():
+        together, alone = model(x), torch.cat([model(one[None]) for one in x])
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
 
 
@@ -37,9 +47,14 @@ def test_pictures_of_a_batch_do_not_mix(name):
 @pytest.mark.parametrize('layout', ['channels last', 'a slice'])
 def test_memory_layout_does_not_matter(name, layout):
     model, x = create_model(name, K).eval(), images()
-    other = x.to(memory_format=torch.channels_last) if layout == 'channels last' else images(2, 66, 94)[:, :, ::2, ::2].copy_(x)
+    other = (
+        x.to(memory_format=torch.channels_last)
+        if layout == 'channels last'
+        else images(2, 66, 94)[:, :, ::2, ::2].copy_(x)
+    )
     assert not other.is_contiguous()
-    with torch.no_grad(): torch.testing.assert_close(model(other), model(x), atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(model(other), model(x), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -58,10 +73,12 @@ def test_autocast(name):
     model, x, y = create_model(name, K), images(), masks()
     with torch.no_grad():
         full = model.eval()(x)
-        with torch.autocast('cpu', torch.bfloat16): half = model(x)
-        assert (half.float() - full).abs().max() < .1*full.abs().max().clamp(min=1)
+        with torch.autocast('cpu', torch.bfloat16):
+            half = model(x)
+        assert (half.float() - full).abs().max() < 0.1 * full.abs().max().clamp(min=1)
     model.train()
-    with torch.autocast('cpu', torch.bfloat16): loss = loss_of(model, x, y)
+    with torch.autocast('cpu', torch.bfloat16):
+        loss = loss_of(model, x, y)
     assert loss.dtype == torch.float32 and loss.isfinite()
     loss.backward()
 
@@ -69,7 +86,8 @@ def test_autocast(name):
 @pytest.mark.parametrize('name', MODELS)
 def test_double_precision(name):
     model = create_model(name, K).double().eval()
-    with torch.no_grad(): assert model(images().double()).dtype == torch.float64
+    with torch.no_grad():
+        assert model(images().double()).dtype == torch.float64
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -100,7 +118,8 @@ def test_plain_learner(name, tmp_path):
         assert predictions.shape == (4, K, 24, 24) and torch.equal(targets, torch.stack([y for _, y in items]))
         value = learn.validate()[0]
         learn.save('model')
-        for p in model.parameters(): p.data.zero_()
+        for p in model.parameters():
+            p.data.zero_()
         learn.load('model')
         assert learn.validate()[0] == value
 
@@ -110,14 +129,20 @@ def test_training_state_is_in_the_state_dict(name):
     "A copy that takes over the state after two steps of training gives the same logits"
     torch.manual_seed(0)
     model = create_model(name, K).train()
-    for _ in range(2): loss_of(model, images(), masks()).backward()
+    for _ in range(2):
+        loss_of(model, images(), masks()).backward()
     copy = create_model(name, K)
     copy.load_state_dict(model.state_dict())
     x = images()
-    with torch.no_grad(): assert torch.equal(model.eval()(x), copy.eval()(x))
+    with torch.no_grad():
+        assert torch.equal(model.eval()(x), copy.eval()(x))
 
 
-ONE_GRAPH = tuple(map(int, torch.__version__.split('.')[:2])) >= (2, 14)   # older compilers break at dictionaries and autocast
+ONE_GRAPH = tuple(map(int, torch.__version__.split('.')[:2])) >= (
+    2,
+    14,
+)  # older compilers break at dictionaries and autocast
+
 
 @pytest.mark.parametrize('name', MODELS)
 def test_compiled(name):
@@ -133,6 +158,8 @@ def test_compiled(name):
 def test_backbone(name):
     "Maps have the channels and the strides that a backbone says"
     net = create_backbone(name).eval()
-    with torch.no_grad(): maps = net(images(1, 65, 97))
+    with torch.no_grad():
+        maps = net(images(1, 65, 97))
     assert [m.shape[1] for m in maps] == list(net.channels)
-    for m, s in zip(maps, net.strides): assert abs(m.shape[2] - 65/s) <= 1 and abs(m.shape[3] - 97/s) <= 1, (m.shape, s)
+    for m, s in zip(maps, net.strides):
+        assert abs(m.shape[2] - 65 / s) <= 1 and abs(m.shape[3] - 97 / s) <= 1, (m.shape, s)

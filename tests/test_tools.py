@@ -1,5 +1,9 @@
 "The tools that `make test` is made of."
-import json, subprocess, sys
+
+import json
+import subprocess
+import sys
+
 from conftest import REPOSITORY
 
 RUN = '''
@@ -8,12 +12,13 @@ from pathlib import Path
 tool.CPU_LIMIT, tool.WALL_LIMIT = 8, 40
 print(*[path.stem for path in tool.test(2, [Path(p) for p in sys.argv[1:]])])
 '''
-NOTEBOOKS = dict(   # name → what its one cell does
+NOTEBOOKS = dict(  # name → what its one cell does
     passes='1 + 1',
     raises='1/0',
     waits='import time; time.sleep(12)',
     computes='def compute():\n    while True: pass\ncompute()',
-    hangs='import threading\ndef hang(): threading.Event().wait()\nhang()')
+    hangs='import threading\ndef hang(): threading.Event().wait()\nhang()',
+)
 
 
 def notebook(path, source):
@@ -24,9 +29,17 @@ def notebook(path, source):
 
 
 def test_notebooks_that_fail_and_that_take_too_long(tmp_path):
-    "The limit is of processor time: what waits for longer passes, what computes for longer or hangs is ended and says where it was"
-    files = [notebook(tmp_path/f'{name}.ipynb', source) for name, source in NOTEBOOKS.items()]
-    found = subprocess.run([sys.executable, '-c', RUN, *map(str, files)], cwd=REPOSITORY,
-                           env=dict(PYTHONPATH=str(REPOSITORY/'tools'), PATH=''), text=True, capture_output=True, timeout=600)
+    """The limit is of processor time: what waits for longer passes, what computes for longer or hangs is ended and
+    says where it was"""
+    files = [notebook(tmp_path / f'{name}.ipynb', source) for name, source in NOTEBOOKS.items()]
+    found = subprocess.run(
+        [sys.executable, '-c', RUN, *map(str, files)],
+        cwd=REPOSITORY,
+        env=dict(PYTHONPATH=str(REPOSITORY / 'tools'), PATH=''),
+        text=True,
+        capture_output=True,
+        timeout=600,
+    )
     assert sorted(found.stdout.split('\n')[-2].split()) == ['computes', 'hangs', 'raises'], found.stdout + found.stderr
-    for words in ('ZeroDivisionError', 'in compute', 'in hang', f'passed {tmp_path}/waits.ipynb'): assert words in found.stdout
+    for words in ('ZeroDivisionError', 'in compute', 'in hang', f'passed {tmp_path}/waits.ipynb'):
+        assert words in found.stdout

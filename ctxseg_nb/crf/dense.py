@@ -4,9 +4,13 @@
 
 # %% ../../nbs/crf/13_dense.ipynb #a5cfd166
 from __future__ import annotations
+
 import math
-import torch, torch.nn.functional as F
+
+import torch
+import torch.nn.functional as F
 from torch import nn
+
 from ..core import at_least_float32, finite_scores, full_precision
 
 # %% auto #0
@@ -17,27 +21,30 @@ def _features(image, theta_space, theta_colour=None):
     "Points (H·W, 5) of position and colour, or (H·W, 2) of position alone, in units of the thetas; image (3, H, W)"
     h, w = image.shape[1:]
     axes = [torch.arange(n, device=image.device, dtype=image.dtype) for n in (h, w)]
-    f = torch.stack(torch.meshgrid(*axes, indexing='ij'), -1)/theta_space
-    return (f if theta_colour is None else torch.cat([f, image.movedim(0, 2)/theta_colour], 2)).flatten(0, 1)
+    f = torch.stack(torch.meshgrid(*axes, indexing='ij'), -1) / theta_space
+    return (f if theta_colour is None else torch.cat([f, image.movedim(0, 2) / theta_colour], 2)).flatten(0, 1)
 
 # %% ../../nbs/crf/13_dense.ipynb #19029fb4
 class ExactGaussian:
     "v (N, K) → Σ_{j≠i} exp(-‖f_i - f_j‖²/2) v_j: N² operations; 16 million of the kernel's entries in memory at a time"
-    def __init__(self,
+
+    def __init__(
+        self,
         f: torch.Tensor,  # (N, d) features, in standard deviations
     ) -> None:
         self.f = f
-        self.table = self.rows(0, len(f)) if len(f)**2 <= 2**24 else None
+        self.table = self.rows(0, len(f)) if len(f) ** 2 <= 2**24 else None
 
     def rows(self, a: int, b: int) -> torch.Tensor:
         "Rows a..b-1 of the kernel (b-a, N), without its diagonal"
-        k = (-.5*torch.cdist(self.f[a:b], self.f, compute_mode='donot_use_mm_for_euclid_dist').square()).exp()
+        k = (-0.5 * torch.cdist(self.f[a:b], self.f, compute_mode='donot_use_mm_for_euclid_dist').square()).exp()
         k.diagonal(a).zero_()
         return k
 
     def __call__(self, v: torch.Tensor) -> torch.Tensor:
-        if self.table is not None: return self.table @ v
-        n, step = len(v), max(1, 2**24//len(v))
+        if self.table is not None:
+            return self.table @ v
+        n, step = len(v), max(1, 2**24 // len(v))
         return torch.cat([self.rows(a, min(a + step, n)) @ v for a in range(0, n, step)])
 
 # %% ../../nbs/crf/13_dense.ipynb #a79f17f0
@@ -45,28 +52,30 @@ def _normalised(kernel, ones):
     "v → D^-½ K D^-½ v with D = K 1; ones (N, 1)"
     D = kernel(ones)
     r = torch.where(D > 1e-4, D, torch.inf).rsqrt()
-    return lambda v: r*kernel(r*v)
+    return lambda v: r * kernel(r * v)
 
 # %% ../../nbs/crf/13_dense.ipynb #6a4bd776
 def _mean_field(z, kernels, compatibility, n_iters):
     "Log-marginals (N, K): scores z (N, K), kernels [(weight, v → Kv)], compatibility (K, K) or None for Potts'"
     log_q = z.log_softmax(1)
     for _ in range(n_iters):
-        near = sum(w*kernel(log_q.exp()) for w, kernel in kernels)   # (N, K)
+        near = sum(w * kernel(log_q.exp()) for w, kernel in kernels)  # (N, K)
         log_q = (z + near if compatibility is None else z - near @ compatibility.T).log_softmax(1)
     return log_q
 
 # %% ../../nbs/crf/13_dense.ipynb #0af0ffb4
 class SeparableGaussian:
     "v (H·W, K) → Σ_{j≠i} exp(-‖p_i - p_j‖²/2θ²) v_j on a grid of pixels"
-    def __init__(self,
-        h: int,        # H
-        w: int,        # W
+
+    def __init__(
+        self,
+        h: int,  # H
+        w: int,  # W
         theta: float,  # standard deviation, pixels
         like: torch.Tensor,  # of the dtype and device wanted
     ) -> None:
         axes = [torch.arange(n).to(like) for n in (h, w)]
-        self.G = [(-.5*((i[:, None] - i)/theta).square()).exp() for i in axes]   # (H, H) and (W, W)
+        self.G = [(-0.5 * ((i[:, None] - i) / theta).square()).exp() for i in axes]  # (H, H) and (W, W)
 
     def __call__(self, v: torch.Tensor) -> torch.Tensor:
         (a, b), k = self.G, v.shape[1]
@@ -79,42 +88,46 @@ def _basis(d, like):
     i = torch.arange(1, d + 1).to(like)
     E = torch.ones(d + 1, d).to(like).triu()
     E.diagonal(-1).sub_(i)
-    return (d + 1)*math.sqrt(2/3)*E/(i*(i + 1)).sqrt()
+    return (d + 1) * math.sqrt(2 / 3) * E / (i * (i + 1)).sqrt()
 
 # %% ../../nbs/crf/13_dense.ipynb #64b70512
 def _enclose(y):
     "Simplex of points y (N, d+1): corner of remainder 0, ranks of coordinates, weights of corners; (N, d+1) each"
     n = y.shape[1]
-    v = (y/n).round()*n
-    rank = (y - v).argsort(1, descending=True).argsort(1) + (v.sum(1, keepdim=True)/n).round().long()
+    v = (y / n).round() * n
+    rank = (y - v).argsort(1, descending=True).argsort(1) + (v.sum(1, keepdim=True) / n).round().long()
     low, high = rank < 0, rank >= n
-    v, rank = v + n*low - n*high, rank + n*low - n*high
+    v, rank = v + n * low - n * high, rank + n * low - n * high
     e = (y - v).sort(1, descending=True)[0]
-    return v.long(), rank, torch.cat([1 - (e[:, :1] - e[:, -1:])/n, ((e[:, :-1] - e[:, 1:])/n).flip(1)], 1)
+    return v.long(), rank, torch.cat([1 - (e[:, :1] - e[:, -1:]) / n, ((e[:, :-1] - e[:, 1:]) / n).flip(1)], 1)
+
 
 def _corners(v, rank):
     "All corners of the simplices (N, d+1, d+1), by remainder"
     n = v.shape[1]
     k = torch.arange(n, device=v.device)
-    return v[:, None] + (k[:, None] - n*(k >= n - k[:, None]))[:, rank].transpose(0, 1)
+    return v[:, None] + (k[:, None] - n * (k >= n - k[:, None]))[:, rank].transpose(0, 1)
 
 # %% ../../nbs/crf/13_dense.ipynb #5d4c3897
 def _keys(c):
     "Keys (N, d+1) of the corners (N, d+1, d+1), and how keys of neighbours differ along each direction (d+1,)"
-    n, margin = c.shape[2], 2*c.shape[2]
+    n, margin = c.shape[2], 2 * c.shape[2]
     c = c[..., :-1] - c[..., :-1].amin((0, 1)) + margin
     span = [int(s) + margin + 1 for s in c.amax((0, 1))]
     if math.prod(span) >= 2**63:
-        raise ValueError(f'the lattice has {math.prod(span):.0e} places, 2^63 expected at most: '
-                         'the thetas are too small for this picture')
+        raise ValueError(
+            f'the lattice has {math.prod(span):.0e} places, 2^63 expected at most: '
+            'the thetas are too small for this picture'
+        )
     base = torch.tensor([math.prod(span[:i]) for i in range(n - 1)] + [0], device=c.device)
-    return (c*base[:-1]).sum(2), base.sum() - n*base
+    return (c * base[:-1]).sum(2), base.sum() - n * base
 
 # %% ../../nbs/crf/13_dense.ipynb #6d6550b3
 def _find(keys, key):
     "Place of each key in the sorted keys, and whether it is there"
     i = torch.searchsorted(keys, key).clamp(max=len(keys) - 1)
     return i, keys[i] == key
+
 
 def _with_holes(keys, step):
     "Sorted keys that occur, and those next to at least two of them along the directions"
@@ -128,24 +141,27 @@ def _weighted_sums(table, index, weight, first=None):
     "Sums of weighted rows of `table` (M, K): for each row of `index`, or for each run of it that begins at `first`"
     return F.embedding_bag(index, table, first, mode='sum', per_sample_weights=weight)
 
+
 class PermutohedralLattice:
     "The M corners of the simplices around points, with splat, blur and slice between both (Adams et al. 2010)"
-    def __init__(self,
+
+    def __init__(
+        self,
         f: torch.Tensor,  # (N, d) features, in standard deviations
     ) -> None:
         v, self.rank, self.weight = _enclose(f @ _basis(f.shape[1], f).T)
         keys, step = _keys(_corners(v, self.rank))
-        self.keys = _with_holes(keys, step)                  # (M,)
-        self.corner = torch.searchsorted(self.keys, keys)    # (N, d+1)
+        self.keys = _with_holes(keys, step)  # (M,)
+        self.corner = torch.searchsorted(self.keys, keys)  # (N, d+1)
         self.near = [self._neighbours(s) for s in step]
         order = self.corner.flatten().argsort()
-        self.pixel, self.share = order//keys.shape[1], self.weight.flatten()[order]
+        self.pixel, self.share = order // keys.shape[1], self.weight.flatten()[order]
         self.first = torch.searchsorted(self.corner.flatten()[order], torch.arange(len(self.keys), device=f.device))
 
     def _neighbours(self, step):
         "Places (M, 3) of each corner, the next and the one before along a direction, and their weights (M, 3)"
-        (i, here), (a, ahead), (b, behind) = (_find(self.keys, self.keys + s) for s in (0*step, step, -step))
-        return torch.stack([i, a, b], 1), torch.stack([here, ahead/2, behind/2], 1).to(self.weight)
+        (i, here), (a, ahead), (b, behind) = (_find(self.keys, self.keys + s) for s in (0 * step, step, -step))
+        return torch.stack([i, a, b], 1), torch.stack([here, ahead / 2, behind / 2], 1).to(self.weight)
 
     def splat(self, v: torch.Tensor) -> torch.Tensor:
         "Points (N, K) → corners (M, K)"
@@ -154,8 +170,9 @@ class PermutohedralLattice:
     def blur(self, t: torch.Tensor) -> torch.Tensor:
         "Corners (M, K) → (M, K): ½, 1, ½ along all directions, mean of both orders of them"
         a = b = t
-        for there, back in zip(self.near, self.near[::-1]): a, b = _weighted_sums(a, *there), _weighted_sums(b, *back)
-        return (a + b)/2
+        for there, back in zip(self.near, self.near[::-1]):
+            a, b = _weighted_sums(a, *there), _weighted_sums(b, *back)
+        return (a + b) / 2
 
     def slice(self, t: torch.Tensor) -> torch.Tensor:
         "Corners (M, K) → points (N, K)"
@@ -164,21 +181,23 @@ class PermutohedralLattice:
 # %% ../../nbs/crf/13_dense.ipynb #bd636bc8
 class LatticeGaussian:
     "v (N, K) → about Σ_{j≠i} exp(-‖f_i - f_j‖²/2) v_j, in time linear in N for any d: splat, blur and slice, scaled"
-    def __init__(self,
+
+    def __init__(
+        self,
         f: torch.Tensor,  # (N, d) features, in standard deviations
     ) -> None:
         self.lattice = PermutohedralLattice(f)
-        self.scale = self.self_response().rsqrt()[:, None]   # (N, 1)
+        self.scale = self.self_response().rsqrt()[:, None]  # (N, 1)
 
     def __call__(self, v: torch.Tensor) -> torch.Tensor:
         lattice = self.lattice
-        return self.scale*lattice.slice(lattice.blur(lattice.splat(self.scale*v))) - v
+        return self.scale * lattice.slice(lattice.blur(lattice.splat(self.scale * v))) - v
 
     def _ways(self, corner, rank):
         "Weight of all ways between the corners of simplices (S, d+1) with these ranks (S, d+1): (S, d+1, d+1)"
         n, ones = rank.shape[1], self.lattice.weight.new_ones(rank.shape)
         l = torch.arange(n, device=rank.device)
-        leg = (n - 1 - rank)[:, :, None] - l   # (S, direction, l): number of a direction in the ring from l
+        leg = (n - 1 - rank)[:, :, None] - l  # (S, direction, l): number of a direction in the ring from l
         out = torch.diag_embed(ones)
         for m in range(1, n + 1):
             end = (l + m) % n
@@ -186,7 +205,7 @@ class LatticeGaussian:
                 at, there = corner[:, start], ones
                 for j, (near, weight) in enumerate(self.lattice.near):
                     go = leg[:, j] % n < m
-                    there = there.where(~go, there*weight[:, side][at])
+                    there = there.where(~go, there * weight[:, side][at])
                     at = at.where(~go, near[:, side][at])
                 out[:, l, end] += there
         return out
@@ -195,11 +214,11 @@ class LatticeGaussian:
         "What a unit at each pixel brings back to itself through splat, blur and slice"
         corner, rank, weight = self.lattice.corner, self.lattice.rank, self.lattice.weight
         n = rank.shape[1]
-        simplex = corner[:, 0]*n**n + (rank*n**torch.arange(n, device=rank.device)).sum(1)
+        simplex = corner[:, 0] * n**n + (rank * n ** torch.arange(n, device=rank.device)).sum(1)
         kinds, kind = simplex.unique(return_inverse=True)
         pixel = torch.arange(len(kind), device=kind.device)
-        one = kind.new_zeros(len(kinds)).scatter_(0, kind, pixel)   # a pixel in each
-        return (weight[:, :, None]*self._ways(corner[one], rank[one])[kind]*weight[:, None]).sum((1, 2))
+        one = kind.new_zeros(len(kinds)).scatter_(0, kind, pixel)  # a pixel in each
+        return (weight[:, :, None] * self._ways(corner[one], rank[one])[kind] * weight[:, None]).sum((1, 2))
 
 # %% ../../nbs/crf/13_dense.ipynb #15af2ffe
 def _check(unary, image, compatibility):
@@ -210,21 +229,25 @@ def _check(unary, image, compatibility):
     if image.shape != (b, 3, h, w):
         raise ValueError(f'image: expected {(b, 3, h, w)} for unary {tuple(unary.shape)}, found {tuple(image.shape)}')
     if compatibility is not None and len(compatibility) != k:
-        raise ValueError(f'compatibility: expected {(k, k)} for unary {tuple(unary.shape)}, '
-                         f'found {tuple(compatibility.shape)}')
+        raise ValueError(
+            f'compatibility: expected {(k, k)} for unary {tuple(unary.shape)}, found {tuple(compatibility.shape)}'
+        )
     low, high = image.min().item(), image.max().item()
-    if not (low > -1 and high < 256): raise ValueError(f'image: expected RGB of 0..255, found {low:.4g}..{high:.4g}')
+    if not (low > -1 and high < 256):
+        raise ValueError(f'image: expected RGB of 0..255, found {low:.4g}..{high:.4g}')
 
 # %% ../../nbs/crf/13_dense.ipynb #1ca939c5
 class DenseCRF(nn.Module):
     "Fully connected CRF with Gaussian edge potentials: log-marginals by mean field (Krähenbühl & Koltun 2011)"
-    def __init__(self,
+
+    def __init__(
+        self,
         theta_alpha: float,  # reach of the bilateral kernel in space, pixels
-        theta_beta: float,   # and in colour, levels of 0..255
+        theta_beta: float,  # and in colour, levels of 0..255
         theta_gamma: float,  # reach of the spatial kernel, pixels
         w_bilateral: float,  # weight of the bilateral kernel, a number or a parameter
-        w_spatial: float,    # weight of the spatial kernel, a number or a parameter
-        n_iters: int = 5,    # of mean field; 0 gives `log_softmax`
+        w_spatial: float,  # weight of the spatial kernel, a number or a parameter
+        n_iters: int = 5,  # of mean field; 0 gives `log_softmax`
         normalisation: str = 'symmetric',  # D^-½ K D^-½, or 'none'
         compatibility: torch.Tensor | None = None,  # (K, K) penalty for own label and other's; Potts' where not given
         method: str = 'fast',  # 'fast': lattice, or 'exact': all pairs
@@ -233,34 +256,43 @@ class DenseCRF(nn.Module):
         self.theta_alpha, self.theta_beta, self.theta_gamma = theta_alpha, theta_beta, theta_gamma
         self.w_bilateral, self.w_spatial, self.n_iters = w_bilateral, w_spatial, n_iters
         self.normalisation, self.method = normalisation, method
-        if isinstance(compatibility, nn.Parameter): self.compatibility = compatibility
-        else: self.register_buffer('compatibility', compatibility)
+        if isinstance(compatibility, nn.Parameter):
+            self.compatibility = compatibility
+        else:
+            self.register_buffer('compatibility', compatibility)
         self._check_options()
 
     def _check_options(self):
         "Raise `ValueError` for an option that makes no sense"
         for name in ('theta_alpha', 'theta_beta', 'theta_gamma'):
             x = getattr(self, name)
-            if not 0 < x < math.inf: raise ValueError(f'{name}: expected a positive number, found {x}')
+            if not 0 < x < math.inf:
+                raise ValueError(f'{name}: expected a positive number, found {x}')
         for name, known in dict(normalisation=('symmetric', 'none'), method=('fast', 'exact')).items():
             x = getattr(self, name)
-            if x not in known: raise ValueError(f'{name}: expected {known[0]!r} or {known[1]!r}, found {x!r}')
-        if self.n_iters < 0: raise ValueError(f'n_iters: expected 0 or more, found {self.n_iters}')
+            if x not in known:
+                raise ValueError(f'{name}: expected {known[0]!r} or {known[1]!r}, found {x!r}')
+        if self.n_iters < 0:
+            raise ValueError(f'n_iters: expected 0 or more, found {self.n_iters}')
         C = self.compatibility
         if C is not None and (C.ndim != 2 or len(C) != C.shape[1]):
             raise ValueError(f'compatibility: expected (K, K), found {tuple(C.shape)}')
 
     @torch.no_grad()
-    def kernels(self,
+    def kernels(
+        self,
         image: torch.Tensor,  # (3, H, W) RGB of 0..255
     ) -> list:  # two functions (N, K) → (N, K): bilateral and spatial
         "The kernels of a picture, normalised"
         (h, w), f = image.shape[1:], _features(image, self.theta_alpha, self.theta_beta)
-        if self.method == 'exact': pair = [ExactGaussian(f), ExactGaussian(_features(image, self.theta_gamma))]
-        else: pair = [LatticeGaussian(f), SeparableGaussian(h, w, self.theta_gamma, f)]
+        if self.method == 'exact':
+            pair = [ExactGaussian(f), ExactGaussian(_features(image, self.theta_gamma))]
+        else:
+            pair = [LatticeGaussian(f), SeparableGaussian(h, w, self.theta_gamma, f)]
         return pair if self.normalisation == 'none' else [_normalised(k, f.new_ones(len(f), 1)) for k in pair]
 
-    def forward(self,
+    def forward(
+        self,
         unary: torch.Tensor,  # (B, K, H, W) scores, higher is likelier
         image: torch.Tensor,  # (B, 3, H, W) RGB of 0..255, any type
     ) -> torch.Tensor:  # (B, K, H, W) log-marginals of the type of `unary`; computed in float32 at least
@@ -273,19 +305,21 @@ class DenseCRF(nn.Module):
         with full_precision(z):
             for z_i, x_i in zip(z, image):
                 kernels = zip((self.w_bilateral, self.w_spatial), self.kernels(x_i.to(z)))
-                out.append(_mean_field(z_i.flatten(1).T.contiguous(), list(kernels), C, self.n_iters))   # (N, K)
+                out.append(_mean_field(z_i.flatten(1).T.contiguous(), list(kernels), C, self.n_iters))  # (N, K)
         return torch.stack(out).mT.view(unary.shape).to(unary.dtype)
 
 # %% ../../nbs/crf/13_dense.ipynb #29914886
 def boundary_band(
     mask: torch.Tensor,  # (H, W) or (B, H, W) labels; void is a label like any other here
-    width: int = 3,      # pixels on either side of an edge
+    width: int = 3,  # pixels on either side of an edge
 ) -> torch.Tensor:  # bool, of the shape of `mask`
     "Pixels with another label within `width` pixels: the band in which edges are scored (Kohli et al. 2009)"
     if mask.ndim not in (2, 3) or mask.is_floating_point():
-        raise ValueError('mask: expected integer labels (H, W) or (B, H, W), '
-                         f'found {tuple(mask.shape)} of {mask.dtype}')
-    if width < 1: raise ValueError(f'width: expected 1 or more, found {width}')
-    m = F.pad(mask.reshape(-1, 1, *mask.shape[-2:]).float(), [width]*4, mode='replicate')
-    high, low = (F.max_pool2d(s*m, 2*width + 1, 1)*s for s in (1, -1))
+        raise ValueError(
+            f'mask: expected integer labels (H, W) or (B, H, W), found {tuple(mask.shape)} of {mask.dtype}'
+        )
+    if width < 1:
+        raise ValueError(f'width: expected 1 or more, found {width}')
+    m = F.pad(mask.reshape(-1, 1, *mask.shape[-2:]).float(), [width] * 4, mode='replicate')
+    high, low = (F.max_pool2d(s * m, 2 * width + 1, 1) * s for s in (1, -1))
     return (high != low).view(mask.shape)

@@ -4,9 +4,13 @@
 
 # %% ../../nbs/crf/12_graph.ipynb #b421eaf7
 from __future__ import annotations
+
 from collections.abc import Callable
-import torch, torch.nn.functional as F
+
+import torch
+import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
+
 from ..core import IGNORE, at_least_float32, check_labels, finite_scores, full_precision, shared_mean
 
 # %% auto #0
@@ -16,27 +20,38 @@ __all__ = ['RELATIONS', 'exact_crf', 'range_box_edges', 'pair_nll', 'piecewise_n
 def _check_edges(edges, N):
     if edges.ndim != 2 or len(edges) != 2 or edges.dtype not in (torch.int64, torch.int32):
         raise ValueError(f'edges: expected integers (2, E), found {tuple(edges.shape)} of {edges.dtype}')
-    if edges.device.type != 'cpu' or not edges.numel(): return   # to look on a GPU is to wait for it
+    if edges.device.type != 'cpu' or not edges.numel():
+        return  # to look on a GPU is to wait for it
     if edges.min() < 0 or edges.max() >= N:
         raise ValueError(f'edges: expected nodes 0..{N - 1}, found {edges.min()}..{edges.max()}')
     loop = edges[0] == edges[1]
-    if loop.any(): raise ValueError(f'edges: node {edges[0, loop][0]} is paired with itself')
+    if loop.any():
+        raise ValueError(f'edges: node {edges[0, loop][0]} is paired with itself')
+
 
 def _check_pairs(pair_scores, edges, K):
     expected = (edges.shape[1], K, K)
     if not callable(pair_scores) and tuple(pair_scores.shape) != expected:
         raise ValueError(f'pair scores: expected (E, K, K) = {expected}, found {tuple(pair_scores.shape)}')
 
+
 def _check(unary_scores, pair_scores, edges):
-    if torch.compiler.is_compiling(): return   # values and sizes are not known yet
+    if torch.compiler.is_compiling():
+        return  # values and sizes are not known yet
     if unary_scores.ndim != 2 or not unary_scores.is_floating_point():
-        raise ValueError('unary scores: expected floating (N, K), '
-                         f'found {tuple(unary_scores.shape)} of {unary_scores.dtype}')
+        raise ValueError(
+            f'unary scores: expected floating (N, K), found {tuple(unary_scores.shape)} of {unary_scores.dtype}'
+        )
     _check_edges(edges, len(unary_scores))
     _check_pairs(pair_scores, edges, unary_scores.shape[1])
 
-def _unaries(scores): return finite_scores(at_least_float32(scores), 'unary scores')
-def _pairs(scores): return scores if callable(scores) else finite_scores(scores, 'pair scores')
+
+def _unaries(scores):
+    return finite_scores(at_least_float32(scores), 'unary scores')
+
+
+def _pairs(scores):
+    return scores if callable(scores) else finite_scores(scores, 'pair scores')
 
 # %% ../../nbs/crf/12_graph.ipynb #a234ab2c
 def _enumerate(unary, pairwise, edges, limit=2**18):
@@ -44,14 +59,15 @@ def _enumerate(unary, pairwise, edges, limit=2**18):
     (N, K), (p, q) = unary.shape, edges
     if K**N > limit:
         raise ValueError(f'exact_crf: {K} labels on {N} nodes are {K}**{N} labellings, more than the {limit} it tries')
-    y = torch.arange(K**N, device=unary.device)[:, None]//K**torch.arange(N - 1, -1, -1, device=unary.device) % K
+    y = torch.arange(K**N, device=unary.device)[:, None] // K ** torch.arange(N - 1, -1, -1, device=unary.device) % K
     nodes, pairs = (torch.arange(n, device=y.device) for n in (N, len(p)))
     return y, unary[nodes, y].sum(1) + pairwise[pairs, y[:, p], y[:, q]].sum(1)
 
+
 def exact_crf(
-    unary: torch.Tensor,     # (N, K) scores, higher is likelier
+    unary: torch.Tensor,  # (N, K) scores, higher is likelier
     pairwise: torch.Tensor,  # (E, K, K) scores, (y_p, y_q)
-    edges: torch.Tensor,     # (2, E) pairs (p, q) of nodes
+    edges: torch.Tensor,  # (2, E) pairs (p, q) of nodes
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # log Z (), marginals (N, K), MAP labels (N,)
     "A CRF by enumeration of all labellings (Lin et al. 2017, eqs. 1 and 6). Raises `ValueError` when they are too many"
     _check(unary, pairwise, edges)
@@ -64,58 +80,67 @@ def exact_crf(
 def _steps(a, b, grid):
     "Whole numbers nearest to `grid` points from a to b, halves away from zero, each once"
     x = torch.linspace(a, b, grid, dtype=torch.float64)
-    return (x.sign()*(x.abs() + .5 + 1e-9).floor()).long().unique()   # .4 is not quite 2/5, a half is meant to be one
+    return (x.sign() * (x.abs() + 0.5 + 1e-9).floor()).long().unique()  # .4 is not quite 2/5, a half is meant to be one
 
 # %% ../../nbs/crf/12_graph.ipynb #81c659db
 RELATIONS = 'surrounding', 'above'  # of the cells in a range box to their node
+
 
 def range_box_edges(
     h: int,  # cells of the map, down
     w: int,  # and across
     relation: str = 'surrounding',  # one of `RELATIONS`
-    frac: float = .4,  # side of the box, in short edges of the map
-    grid: int = 5,     # points of the sampling grid, a side
+    frac: float = 0.4,  # side of the box, in short edges of the map
+    grid: int = 5,  # points of the sampling grid, a side
 ) -> tuple[torch.Tensor, torch.Tensor]:  # edges (2, E), p in the box of q; table (h·w, n) of p, -1 outside
     "Which pairs of cells get a pairwise score, each once (Lin et al. 2017, figure 3 and section 8.1)"
-    if relation not in RELATIONS: raise ValueError(f'unknown relation {relation!r}, expected one of {RELATIONS}')
+    if relation not in RELATIONS:
+        raise ValueError(f'unknown relation {relation!r}, expected one of {RELATIONS}')
     if min(h, w) < 1 or frac <= 0 or grid < 2:
         raise ValueError(f'expected h, w ≥ 1, frac > 0 and grid ≥ 2, found {h}, {w}, {frac} and {grid}')
-    side = frac*min(h, w)
-    down = (-side/2, side/2) if relation == 'surrounding' else (-side, 0)
-    offsets = torch.cartesian_prod(_steps(*down, grid), _steps(-side/2, side/2, grid))
-    dy, dx = offsets[offsets.any(1)].T                 # (n,)
-    node = torch.arange(h*w)[:, None]
-    y, x = node//w + dy, node % w + dx                 # (h·w, n)
-    table = (y*w + x).where((y >= 0) & (y < h) & (x >= 0) & (x < w), -1)
+    side = frac * min(h, w)
+    down = (-side / 2, side / 2) if relation == 'surrounding' else (-side, 0)
+    offsets = torch.cartesian_prod(_steps(*down, grid), _steps(-side / 2, side / 2, grid))
+    dy, dx = offsets[offsets.any(1)].T  # (n,)
+    node = torch.arange(h * w)[:, None]
+    y, x = node // w + dy, node % w + dx  # (h·w, n)
+    table = (y * w + x).where((y >= 0) & (y < h) & (x >= 0) & (x < w), -1)
     q, j = (table >= 0).nonzero(as_tuple=True)
     return torch.stack([table[q, j], q]), table
 
 # %% ../../nbs/crf/12_graph.ipynb #69dd173a
 _COMPUTED_CHUNK = 2**24  # pair scores in a chunk that is computed: 64 MiB of float32
-_CACHED_CHUNK = 2**20    # in a chunk of a table that is there, on a CPU: 4 MiB
+_CACHED_CHUNK = 2**20  # in a chunk of a table that is there, on a CPU: 4 MiB
+
 
 def _relations(pair_scores, edges):
     "[(scores, edges)] of one relation, or of a list of them"
-    if not isinstance(edges, (list, tuple)): return [(_pairs(pair_scores), edges)]
+    if not isinstance(edges, (list, tuple)):
+        return [(_pairs(pair_scores), edges)]
     if not isinstance(pair_scores, (list, tuple)) or len(pair_scores) != len(edges):
         found = len(pair_scores) if isinstance(pair_scores, (list, tuple)) else type(pair_scores).__name__
         raise ValueError(f'pair scores: expected one entry for each of {len(edges)} relations, found {found}')
     return [(_pairs(W), e) for W, e in zip(pair_scores, edges)]
 
+
 def _by_chunk(f, pair_scores, edges, K):
     "c, f(c, scores of c) for chunks c of the edges; scores that are computed are computed again for the gradient"
     in_memory = not callable(pair_scores)
     on_cpu = in_memory and pair_scores.device.type == 'cpu'
-    n, E = max(1, (_CACHED_CHUNK if on_cpu else _COMPUTED_CHUNK)//K**2), edges.shape[1]
-    if torch.compiler.is_compiling(): chunks = [slice(0, E)]
-    else: chunks = [slice(i, min(i + n, E)) for i in range(0, max(E, 1), n)]
+    n, E = max(1, (_CACHED_CHUNK if on_cpu else _COMPUTED_CHUNK) // K**2), edges.shape[1]
+    if torch.compiler.is_compiling():
+        chunks = [slice(0, E)]
+    else:
+        chunks = [slice(i, min(i + n, E)) for i in range(0, max(E, 1), n)]
     if in_memory:
         yield from ((c, f(c, W)) for c, W in zip(chunks, pair_scores.split(n)))
         return
-    def computed(c, e):    # a tensor among the arguments tells `checkpoint` whose random numbers to keep
+
+    def computed(c, e):  # a tensor among the arguments tells `checkpoint` whose random numbers to keep
         W = pair_scores(c)
         _check_pairs(W, e, K)
         return f(c, _pairs(W))
+
     for c in chunks:
         args = c, edges[:, c]
         yield c, checkpoint(computed, *args, use_reentrant=False) if torch.is_grad_enabled() else computed(*args)
@@ -124,25 +149,31 @@ def _by_chunk(f, pair_scores, edges, K):
 def _check_labels(labels, K, ignore_index):
     if labels.ndim != 1 or labels.is_floating_point():
         raise ValueError(f'labels: expected integers (N,), found {tuple(labels.shape)} of {labels.dtype}')
-    if labels.device.type == 'cpu': check_labels(labels, K, ignore_index, 'labels')
+    if labels.device.type == 'cpu':
+        check_labels(labels, K, ignore_index, 'labels')
+
 
 def pair_nll(
     pair_scores: torch.Tensor | Callable,  # (E, K, K), or slice of edges → (n, K, K)
     labels: torch.Tensor,  # (N,)
-    edges: torch.Tensor,   # (2, E)
-    n_classes: int,        # K
+    edges: torch.Tensor,  # (2, E)
+    n_classes: int,  # K
     ignore_index: int = IGNORE,  # label of void nodes
-    reduction: str = 'mean',     # over pairs without a void end, or 'sum'
+    reduction: str = 'mean',  # over pairs without a void end, or 'sum'
 ) -> torch.Tensor:  # ()
     "Negative log-likelihood of the labels of pairs, each by itself (Lin et al. 2017, eq. 12)"
-    if reduction not in ('mean', 'sum'): raise ValueError(f"reduction: expected 'mean' or 'sum', found {reduction!r}")
+    if reduction not in ('mean', 'sum'):
+        raise ValueError(f"reduction: expected 'mean' or 'sum', found {reduction!r}")
     _check_labels(labels, n_classes, ignore_index)
     _check_edges(edges, len(labels))
     _check_pairs(pair_scores, edges, n_classes)
     pair_scores = _pairs(pair_scores)
     y_p, y_q = labels.long()[edges]
-    target = (y_p*n_classes + y_q).where((y_p != ignore_index) & (y_q != ignore_index), -100)   # (E,)
-    def part(c, W): return F.cross_entropy(at_least_float32(W).flatten(1), target[c], reduction='sum')
+    target = (y_p * n_classes + y_q).where((y_p != ignore_index) & (y_q != ignore_index), -100)  # (E,)
+
+    def part(c, W):
+        return F.cross_entropy(at_least_float32(W).flatten(1), target[c], reduction='sum')
+
     nll = sum(nll for _, nll in _by_chunk(part, pair_scores, edges, n_classes))
     return nll if reduction == 'sum' else shared_mean(nll, (target >= 0).sum())
 
@@ -153,17 +184,20 @@ def piecewise_nll(
     labels: torch.Tensor,  # (N,)
     edges: torch.Tensor | list,  # (2, E) pairs (p, q); or a list of them
     ignore_index: int = IGNORE,  # label of void nodes
-    reduction: str = 'mean',     # over nodes, and over the pairs of each relation, added up; or 'sum'
+    reduction: str = 'mean',  # over nodes, and over the pairs of each relation, added up; or 'sum'
 ) -> torch.Tensor:  # ()
     "Piecewise negative log-likelihood; void nodes and their pairs are left out (Lin et al. 2017, eqs. 11 to 14)"
     relations, K = _relations(pair_scores, edges), unary_scores.shape[-1]
-    for W, e in relations: _check(unary_scores, W, e)
+    for W, e in relations:
+        _check(unary_scores, W, e)
     _check_labels(labels, K, ignore_index)
     if len(labels) != len(unary_scores):
-        raise ValueError(f'labels: expected ({len(unary_scores)},) as there are unary scores, '
-                         f'found {tuple(labels.shape)}')
+        raise ValueError(
+            f'labels: expected ({len(unary_scores)},) as there are unary scores, found {tuple(labels.shape)}'
+        )
     nll = F.cross_entropy(_unaries(unary_scores), labels.long(), ignore_index=ignore_index, reduction='sum')
-    if reduction == 'mean': nll = shared_mean(nll, (labels != ignore_index).sum())
+    if reduction == 'mean':
+        nll = shared_mean(nll, (labels != ignore_index).sum())
     return nll + sum(pair_nll(W, labels, e, K, ignore_index, reduction) for W, e in relations)
 
 # %% ../../nbs/crf/12_graph.ipynb #5f5a51af
@@ -173,10 +207,14 @@ def _messages(W, Q_p, Q_q):
     with full_precision(W):
         return (Q_q[:, None] @ W.mT)[:, 0], (Q_p[:, None] @ W)[:, 0]
 
+
 def _received(Q, pair_scores, edges):
     "Sum of the messages to each node (N, K)"
     (p, q), got = edges, torch.zeros_like(Q)
-    def send(c, W): return _messages(W, Q.index_select(0, p[c]), Q.index_select(0, q[c]))
+
+    def send(c, W):
+        return _messages(W, Q.index_select(0, p[c]), Q.index_select(0, q[c]))
+
     for c, (to_p, to_q) in _by_chunk(send, pair_scores, edges, Q.shape[1]):
         got.index_add_(0, p[c], to_p).index_add_(0, q[c], to_q)
     return got
@@ -186,16 +224,17 @@ def mean_field(
     unary_scores: torch.Tensor,  # (N, K), higher is likelier
     pair_scores: torch.Tensor | Callable | list,  # (E, K, K), or slice of edges → (n, K, K); or a list, one a relation
     edges: torch.Tensor | list,  # (2, E) pairs (p, q); or a list of them
-    n_iters: int = 3,     # updates of all nodes at once
-    damping: float = 0.,  # share of the old scores that stays, 0 ≤ damping < 1
+    n_iters: int = 3,  # updates of all nodes at once
+    damping: float = 0.0,  # share of the old scores that stays, 0 ≤ damping < 1
 ) -> torch.Tensor:  # (N, K) log-marginals
     "Marginals of a CRF by mean field, from softmax of the unary scores (Lin et al. 2017, section 6.1)"
     relations = _relations(pair_scores, edges)
-    for W, e in relations: _check(unary_scores, W, e)
+    for W, e in relations:
+        _check(unary_scores, W, e)
     if n_iters < 0 or not 0 <= damping < 1:
         raise ValueError(f'expected n_iters ≥ 0 and 0 ≤ damping < 1, found {n_iters} and {damping}')
     z = s = _unaries(unary_scores)
     for _ in range(n_iters):
         Q = s.softmax(1)
-        s = damping*s + (1 - damping)*(z + sum(_received(Q, W, e) for W, e in relations))
+        s = damping * s + (1 - damping) * (z + sum(_received(Q, W, e) for W, e in relations))
     return s.log_softmax(1).to(unary_scores.dtype)

@@ -4,12 +4,26 @@
 
 # %% ../../nbs/crf/16_guided.ipynb #8bdf7fc7
 from __future__ import annotations
+
 from collections.abc import Iterable
 from functools import cached_property
-import torch, torch.nn.functional as F
+
+import torch
+import torch.nn.functional as F
 from torch import nn
-from ..core import IGNORE, IMAGENET_STATS, at_least_float32, can_check_values, check_labels, finite_scores
-from ..core import full_precision, highest_precision, as_plain_tensor, shared_mean
+
+from ctxseg_nb.core import (
+    IGNORE,
+    IMAGENET_STATS,
+    as_plain_tensor,
+    at_least_float32,
+    can_check_values,
+    check_labels,
+    finite_scores,
+    full_precision,
+    highest_precision,
+    shared_mean,
+)
 
 # %% auto #0
 __all__ = ['COMPATIBILITY_FORMS', 'GuidedKernel', 'guided_filter', 'label_compatibility', 'GuidanceCRF', 'fit_guidance_crf']
@@ -17,59 +31,67 @@ __all__ = ['COMPATIBILITY_FORMS', 'GuidedKernel', 'guided_filter', 'label_compat
 # %% ../../nbs/crf/16_guided.ipynb #393f426c
 def _narrow_window_sums(x, dim, r):
     "Sums over windows of L = 2·r+1 along -1 or -2, from running sums in blocks of L"
-    n, L = x.shape[dim], 2*r + 1
-    blocks = -(-n//L) + 1
-    pad = r + 1, blocks*L - n - r - 1
+    n, L = x.shape[dim], 2 * r + 1
+    blocks = -(-n // L) + 1
+    pad = r + 1, blocks * L - n - r - 1
     c = F.pad(x, pad if dim == -1 else (0, 0, *pad)).unflatten(dim, (blocks, L)).cumsum_(dim)
     before, after = c.narrow(dim - 1, 0, blocks - 1), c.narrow(dim - 1, 1, blocks - 1)
     return (after - before).add_(before.narrow(dim, L - 1, 1)).flatten(dim - 1, dim).narrow(dim, 0, n)
 
+
 def _wide_window_sums(x, dim, r):
     "The same where a line has few windows, from its running sums: Σ_{j≤i+r} - Σ_{j<i-r}, cut off at the border"
     n, c = x.shape[dim], x.cumsum(dim)
-    sums = c.narrow(dim, n - 1, 1).expand_as(c).clone()   # the windows that end at the border
+    sums = c.narrow(dim, n - 1, 1).expand_as(c).clone()  # the windows that end at the border
     sums.narrow(dim, 0, n - r).copy_(c.narrow(dim, r, n - r))
-    if n - r > 1: sums.narrow(dim, r + 1, n - r - 1).sub_(c.narrow(dim, 0, n - r - 1))
+    if n - r > 1:
+        sums.narrow(dim, r + 1, n - r - 1).sub_(c.narrow(dim, 0, n - r - 1))
     return sums
+
 
 def _sum_windows(x, radius):
     "Sums over the window of 2·radius+1 squared around each pixel (..., H, W), cut off at the border"
     for dim in (-1, -2):
         n = x.shape[dim]
         r = min(radius, n - 1)
-        x = (_narrow_window_sums if n >= 4*(2*r + 1) else _wide_window_sums)(x, dim, r)
+        x = (_narrow_window_sums if n >= 4 * (2 * r + 1) else _wide_window_sums)(x, dim, r)
     return x
+
 
 class _BoxSum(torch.autograd.Function):
     "Sums over windows, whose gradient is the same"
+
     @staticmethod
     def forward(ctx, x, radius):
         ctx.radius = radius
         return _sum_windows(x, radius)
 
     @staticmethod
-    def backward(ctx, d): return _BoxSum.apply(d, ctx.radius), None
+    def backward(ctx, d):
+        return _BoxSum.apply(d, ctx.radius), None
+
 
 def _box_sum(x, radius):
     "Sums over windows (..., H, W), differentiable"
-    if not torch.compiler.is_compiling(): return _BoxSum.apply(x, radius)
+    if not torch.compiler.is_compiling():
+        return _BoxSum.apply(x, radius)
     dtype = x.dtype
-    for dim, before in ((-1, ()), (-2, (0, 0))):   # in operations that a graph can hold for every size
+    for dim, before in ((-1, ()), (-2, (0, 0))):  # in operations that a graph can hold for every size
         c = F.pad(highest_precision(x), (*before, radius + 1, radius)).cumsum(dim)
-        x = c.narrow(dim, 2*radius + 1, x.shape[dim]) - c.narrow(dim, 0, x.shape[dim])
+        x = c.narrow(dim, 2 * radius + 1, x.shape[dim]) - c.narrow(dim, 0, x.shape[dim])
     return x.to(dtype)
 
 # %% ../../nbs/crf/16_guided.ipynb #67669c3b
 def _inverse(a, b, c, d, e, f, eps):
     "Inverse (B, 3, 3, H, W) of matrices with rows (a, b, c), (b, d, e), (c, e, f), `eps` added to the diagonal"
     a = a + eps
-    p, q = -b/a, c/a
-    d, e = d + eps + b*p, e - b*q
-    r = -e/d
-    f = f + eps - c*q + e*r
-    u, v = p*r - q, r/f
-    A, B, C, D = 1/a + p*p/d + u*u/f, p/d + u*v, u/f, 1/d + r*v
-    return torch.stack([A, B, C, B, D, v, C, v, 1/f], 1).unflatten(1, (3, 3))
+    p, q = -b / a, c / a
+    d, e = d + eps + b * p, e - b * q
+    r = -e / d
+    f = f + eps - c * q + e * r
+    u, v = p * r - q, r / f
+    A, B, C, D = 1 / a + p * p / d + u * u / f, p / d + u * v, u / f, 1 / d + r * v
+    return torch.stack([A, B, C, B, D, v, C, v, 1 / f], 1).unflatten(1, (3, 3))
 
 # %% ../../nbs/crf/16_guided.ipynb #936a8999
 def _check_guide(guide, radius, eps):
@@ -80,43 +102,51 @@ def _check_guide(guide, radius, eps):
         raise ValueError(f'radius: expected a whole number of pixels, 0 or more, found {radius}')
     if can_check_values(guide) and not guide.isfinite().all():
         raise ValueError('guide: expected finite colours, found inf or nan')
-    if not eps > 0: raise ValueError(f'eps: expected a positive number, found {eps}')
+    if not eps > 0:
+        raise ValueError(f'eps: expected a positive number, found {eps}')
+
 
 def _check_maps(v, guide, name):
     "Raise `ValueError` for maps that do not fit the guide"
     (B, _, H, W), shape = guide.shape, tuple(v.shape)
     if v.ndim != 4 or (B, H, W) != (shape[0], *shape[2:]) or not v.is_floating_point():
-        raise ValueError(f'{name}: expected floating ({B}, K, {H}, {W}) for images {tuple(guide.shape)}, '
-                         f'found {shape} of {v.dtype}')
+        raise ValueError(
+            f'{name}: expected floating ({B}, K, {H}, {W}) for images {tuple(guide.shape)}, found {shape} of {v.dtype}'
+        )
 
 # %% ../../nbs/crf/16_guided.ipynb #0da89bab
 def _combine(weights, maps, start=None):
     "start + Σ_c weights_c maps_c"
     total = start
-    for w, x in zip(weights, maps): total = w*x if total is None else torch.addcmul(total, w, x)
+    for w, x in zip(weights, maps):
+        total = w * x if total is None else torch.addcmul(total, w, x)
     return total
+
 
 class GuidedKernel:
     "The kernel of the guided filter on a batch of pictures: v → Kv (Shen & Zeng 2019, eq. 5), in O(N) for every radius"
-    def __init__(self,
+
+    def __init__(
+        self,
         guide: torch.Tensor,  # (B, 3, H, W) colours
-        radius: int,          # pixels: windows are 2·radius+1 wide, cut off at the border
-        eps: float,           # ε, the variance of colours that counts as flat; in units of `guide`, squared
+        radius: int,  # pixels: windows are 2·radius+1 wide, cut off at the border
+        eps: float,  # ε, the variance of colours that counts as flat; in units of `guide`, squared
     ) -> None:
         _check_guide(guide, radius, eps)
         I = highest_precision(as_plain_tensor(guide))
         self.I, self.radius = I - I.mean((2, 3), keepdim=True), radius
-        self.n = _box_sum(torch.ones_like(I[:1, :1]), radius)   # (1, 1, H, W) pixels in each window
+        self.n = _box_sum(torch.ones_like(I[:1, :1]), radius)  # (1, 1, H, W) pixels in each window
         self.μ = self.mean(self.I)
         i, j = torch.triu_indices(3, 3, device=I.device)
-        Σ = self.mean(self.I[:, i]*self.I[:, j]) - self.μ[:, i]*self.μ[:, j]   # (B, 6, H, W): rr rg rb gg gb bb
-        self.S = _inverse(*Σ.unbind(1), eps)                                   # (B, 3, 3, H, W)
+        Σ = self.mean(self.I[:, i] * self.I[:, j]) - self.μ[:, i] * self.μ[:, j]  # (B, 6, H, W): rr rg rb gg gb bb
+        self.S = _inverse(*Σ.unbind(1), eps)  # (B, 3, 3, H, W)
 
     def mean(self, x: torch.Tensor) -> torch.Tensor:
         "Means over windows (..., H, W)"
-        return _box_sum(x, self.radius)/self.n.to(x.dtype)
+        return _box_sum(x, self.radius) / self.n.to(x.dtype)
 
-    def __call__(self,
+    def __call__(
+        self,
         v: torch.Tensor,  # (B, K, H, W) maps
     ) -> torch.Tensor:  # (B, K, H, W) of the type of `v`; computed in float32 at least
         "Σ_j k_ij v_j"
@@ -124,37 +154,38 @@ class GuidedKernel:
         p = at_least_float32(as_plain_tensor(v))
         I, μ = (t.to(p.dtype).split(1, 1) for t in (self.I, self.μ))
         S, n = [s.split(1, 1) for s in self.S.to(p.dtype).unbind(1)], self.n.to(p.dtype)
-        at_once = p.shape[1] if p.is_cuda or torch.compiler.is_compiling() else max(1, 2**19//p[0, 0].numel())
+        at_once = p.shape[1] if p.is_cuda or torch.compiler.is_compiling() else max(1, 2**19 // p[0, 0].numel())
         return torch.cat([self._filter(x, I, μ, S, n) for x in p.split(at_once, 1)], 1).to(v.dtype)
 
     def _filter(self, p, I, μ, S, n):
         "Some maps p (B, k, H, W) → the same, with the statistics by colour and in the precision of p"
-        m = _box_sum(p, self.radius)/n
-        cov = [torch.addcmul(_box_sum(I_c*p, self.radius)/n, μ_c, m, value=-1) for I_c, μ_c in zip(I, μ)]
+        m = _box_sum(p, self.radius) / n
+        cov = [torch.addcmul(_box_sum(I_c * p, self.radius) / n, μ_c, m, value=-1) for I_c, μ_c in zip(I, μ)]
         a = [_combine(s, cov) for s in S]
         b = m - _combine(μ, a)
-        return _combine(I, [_box_sum(a_c, self.radius) for a_c in a], _box_sum(b, self.radius))/n
+        return _combine(I, [_box_sum(a_c, self.radius) for a_c in a], _box_sum(b, self.radius)) / n
 
     @cached_property
     def self_term(self) -> torch.Tensor:  # (B, 1, H, W), in the highest precision
         "k_ii, the weight of a pixel in its own mean"
         I, μ, S = self.I, self.μ, self.S
-        Sμ = (S*μ[:, None]).sum(2)                                        # (B, 3, H, W)
-        const, linear, square = (self.mean(t/self.n) for t in (1 + (μ*Sμ).sum(1, keepdim=True), Sμ, S))
-        return const + ((I[:, None]*square).sum(2) - 2*linear).mul(I).sum(1, keepdim=True)
+        Sμ = (S * μ[:, None]).sum(2)  # (B, 3, H, W)
+        const, linear, square = (self.mean(t / self.n) for t in (1 + (μ * Sμ).sum(1, keepdim=True), Sμ, S))
+        return const + ((I[:, None] * square).sum(2) - 2 * linear).mul(I).sum(1, keepdim=True)
 
-    def others(self,
+    def others(
+        self,
         v: torch.Tensor,  # (B, K, H, W) maps
     ) -> torch.Tensor:  # (B, K, H, W)
         "Σ_{j≠i} k_ij v_j"
-        return self(v) - self.self_term.to(v.dtype)*v
+        return self(v) - self.self_term.to(v.dtype) * v
 
 # %% ../../nbs/crf/16_guided.ipynb #610bcaa2
 def guided_filter(
     guide: torch.Tensor,  # (B, 3, H, W) colours
-    src: torch.Tensor,    # (B, K, H, W) maps
-    radius: int,          # pixels: windows are 2·radius+1 wide, cut off at the border
-    eps: float,           # ε, the variance of colours that counts as flat; in units of `guide`, squared
+    src: torch.Tensor,  # (B, K, H, W) maps
+    radius: int,  # pixels: windows are 2·radius+1 wide, cut off at the border
+    eps: float,  # ε, the variance of colours that counts as flat; in units of `guide`, squared
 ) -> torch.Tensor:  # (B, K, H, W) of the type of `src`; computed in float32 at least
     "Smooth maps, except where the guide has edges (He et al. 2013). Raises `ValueError` naming what does not fit"
     if can_check_values(src) and not src.isfinite().all():
@@ -164,40 +195,46 @@ def guided_filter(
 # %% ../../nbs/crf/16_guided.ipynb #693200f3
 COMPATIBILITY_FORMS = 'additive', 'pairwise'  # of what two labels next to each other cost
 
+
 def label_compatibility(
     class_logits: torch.Tensor,  # (B, K) g, log-odds that each class is in the image
-    lam: float | torch.Tensor,   # λ; 0 is Potts
+    lam: float | torch.Tensor,  # λ; 0 is Potts
     form: str = 'additive',  # [l≠l'] - λ (g_l + g_l'); 'pairwise': [l≠l'] (1 - λ (p_l + p_l')), p = sigmoid(g)
 ) -> torch.Tensor:  # (B, K, K) penalty C(l, l'), symmetric
     "What two labels next to each other cost in each image (Shen & Zeng 2019, eqs. 6 and 7, eq. 7 with the other sign)"
-    if form not in COMPATIBILITY_FORMS: raise ValueError(f'form: expected one of {COMPATIBILITY_FORMS}, found {form!r}')
+    if form not in COMPATIBILITY_FORMS:
+        raise ValueError(f'form: expected one of {COMPATIBILITY_FORMS}, found {form!r}')
     g = class_logits if form == 'additive' else class_logits.sigmoid()
     if g.ndim != 2 or not class_logits.is_floating_point():
         raise ValueError(f'class_logits: expected floating (B, K), found {tuple(g.shape)} of {class_logits.dtype}')
-    support = lam*(g[:, :, None] + g[:, None])
+    support = lam * (g[:, :, None] + g[:, None])
     differ = 1 - torch.eye(g.shape[1], device=g.device, dtype=g.dtype)
-    return differ - support if form == 'additive' else differ*(1 - support)
+    return differ - support if form == 'additive' else differ * (1 - support)
 
 # %% ../../nbs/crf/16_guided.ipynb #c99dd564
 def _mean_nll(log_p, y, ignore_index=IGNORE):
     "Mean over the pixels of all ranks that are not void"
     return shared_mean(F.nll_loss(log_p, y, ignore_index=ignore_index, reduction='sum'), (y != ignore_index).sum())
 
+
 class GuidanceCRF(nn.Module):
     "Mean field with the guided filter's kernel and a compatibility that depends on the image (Shen & Zeng 2019)"
-    def __init__(self,
-        radius: int = 20,    # of the filter's windows, pixels
-        eps: float = 10.,    # ε, variance of colours that counts as flat, in levels of 0..255, squared
-        n_iters: int = 5,    # of mean field; 0 gives `log_softmax`
-        w: float = 3.,       # at first: weight of the pairs; learnt
-        lam: float = 0.,     # λ at first: weight of the class logits in the compatibility; learnt
+
+    def __init__(
+        self,
+        radius: int = 20,  # of the filter's windows, pixels
+        eps: float = 10.0,  # ε, variance of colours that counts as flat, in levels of 0..255, squared
+        n_iters: int = 5,  # of mean field; 0 gives `log_softmax`
+        w: float = 3.0,  # at first: weight of the pairs; learnt
+        lam: float = 0.0,  # λ at first: weight of the class logits in the compatibility; learnt
         form: str = 'additive',  # of the compatibility, one of `COMPATIBILITY_FORMS`
         stats: tuple = IMAGENET_STATS,  # mean and standard deviation of RGB, in 0..1, of normalised pictures
     ) -> None:
         super().__init__()
         if form not in COMPATIBILITY_FORMS:
             raise ValueError(f'form: expected one of {COMPATIBILITY_FORMS}, found {form!r}')
-        if n_iters < 0: raise ValueError(f'n_iters: expected 0 or more, found {n_iters}')
+        if n_iters < 0:
+            raise ValueError(f'n_iters: expected 0 or more, found {n_iters}')
         self.radius, self.eps, self.n_iters, self.form, self.stats = radius, eps, n_iters, form, stats
         self.w, self.lam = (nn.Parameter(torch.tensor(float(v))) for v in (w, lam))
 
@@ -208,26 +245,32 @@ class GuidanceCRF(nn.Module):
             raise ValueError(f'image: expected (B, 3, H, W), found {tuple(image.shape)}')
         _check_maps(unary, image, 'unary')
         channels = highest_precision(image).unbind(1)
-        I = torch.stack([255*s*x + 255*m for x, m, s in zip(channels, *self.stats)], 1)
+        I = torch.stack([255 * s * x + 255 * m for x, m, s in zip(channels, *self.stats)], 1)
         if can_check_values(I) and not -512 < I.min() <= I.max() < 768:
-            raise ValueError(f'image: expected a normalised one, found colours {I.min():.4g}..{I.max():.4g} '
-                             'when it is brought back to 0..255')
+            raise ValueError(
+                f'image: expected a normalised one, found colours {I.min():.4g}..{I.max():.4g} '
+                'when it is brought back to 0..255'
+            )
         return finite_scores(at_least_float32(unary)), GuidedKernel(I, self.radius, self.eps)
 
     def _compatibility(self, z, class_logits):
         "C (B, K, K)"
-        if class_logits is None: return label_compatibility(z.new_zeros(z.shape[:2]), 0.)
+        if class_logits is None:
+            return label_compatibility(z.new_zeros(z.shape[:2]), 0.0)
         if class_logits.shape != z.shape[:2]:
-            raise ValueError(f'class_logits: expected {tuple(z.shape[:2])} for unary {tuple(z.shape)}, '
-                             f'found {tuple(class_logits.shape)}')
+            raise ValueError(
+                f'class_logits: expected {tuple(z.shape[:2])} for unary {tuple(z.shape)}, '
+                f'found {tuple(class_logits.shape)}'
+            )
         g = finite_scores(as_plain_tensor(class_logits).to(z.dtype), 'class_logits')
         return label_compatibility(g, self.lam, self.form)
 
     def _update(self, z, C, messages):
         "z_i(l) - w Σ_l' C(l, l') messages_i(l'), log-normalised (B, K, H, W); messages_i(l') = Σ_{j≠i} k_ij Q_j(l')"
-        return (z - self.w*torch.einsum('blm,bmhw->blhw', C, messages)).log_softmax(1)
+        return (z - self.w * torch.einsum('blm,bmhw->blhw', C, messages)).log_softmax(1)
 
-    def forward(self,
+    def forward(
+        self,
         unary: torch.Tensor,  # (B, K, H, W) scores, higher is likelier
         image: torch.Tensor,  # (B, 3, H, W) normalised picture
         class_logits: torch.Tensor | None = None,  # (B, K) g, of the image; Potts' where not given
@@ -236,31 +279,36 @@ class GuidanceCRF(nn.Module):
         with full_precision(unary):
             z, kernel = self._prepare(unary, image)
             C, log_Q = self._compatibility(z, class_logits), z.log_softmax(1)
-            for _ in range(self.n_iters): log_Q = self._update(z, C, kernel.others(log_Q.exp()))
+            for _ in range(self.n_iters):
+                log_Q = self._update(z, C, kernel.others(log_Q.exp()))
         return log_Q.to(unary.dtype)
 
-    def true_label_messages(self,
-        unary: torch.Tensor,   # (B, K, H, W) scores, higher is likelier
-        image: torch.Tensor,   # (B, 3, H, W) normalised picture
+    def true_label_messages(
+        self,
+        unary: torch.Tensor,  # (B, K, H, W) scores, higher is likelier
+        image: torch.Tensor,  # (B, 3, H, W) normalised picture
         target: torch.Tensor,  # (B, H, W) labels
         ignore_index: int = IGNORE,  # label of void pixels
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # scores and messages (B, K, H, W), labels (B, H, W)
         "What the true labels of all other pixels send to each, with the scores: all that does not change with w and λ"
         expected = unary.shape[0], *unary.shape[2:]
         if target.shape != expected or target.is_floating_point():
-            raise ValueError(f'target: expected integer labels {expected}, '
-                             f'found {tuple(target.shape)} of {target.dtype}')
-        if target.device.type == 'cpu': check_labels(target, unary.shape[1], ignore_index)
+            raise ValueError(
+                f'target: expected integer labels {expected}, found {tuple(target.shape)} of {target.dtype}'
+            )
+        if target.device.type == 'cpu':
+            check_labels(target, unary.shape[1], ignore_index)
         with full_precision(unary):
             (z, kernel), y = self._prepare(unary, image), as_plain_tensor(target).long()
             valid = y != ignore_index
-            Y = F.one_hot(y.where(valid, 0), z.shape[1]).movedim(3, 1)*valid[:, None]     # (B, K, H, W)
+            Y = F.one_hot(y.where(valid, 0), z.shape[1]).movedim(3, 1) * valid[:, None]  # (B, K, H, W)
             return z, kernel.others(Y.to(z.dtype)), y
 
-    def message_loss(self,
-        z: torch.Tensor,         # (B, K, H, W) scores
+    def message_loss(
+        self,
+        z: torch.Tensor,  # (B, K, H, W) scores
         messages: torch.Tensor,  # (B, K, H, W) that arrive at each pixel
-        y: torch.Tensor,         # (B, H, W) labels
+        y: torch.Tensor,  # (B, H, W) labels
         class_logits: torch.Tensor | None = None,  # (B, K) image-level scores g
         ignore_index: int = IGNORE,  # label of void pixels
     ) -> torch.Tensor:  # (), mean over pixels that are not void
@@ -268,9 +316,10 @@ class GuidanceCRF(nn.Module):
         with full_precision(z):
             return _mean_nll(self._update(z, self._compatibility(z, class_logits), messages), y, ignore_index)
 
-    def piecewise_loss(self,
-        unary: torch.Tensor,   # (B, K, H, W) scores, higher is likelier
-        image: torch.Tensor,   # (B, 3, H, W) normalised picture
+    def piecewise_loss(
+        self,
+        unary: torch.Tensor,  # (B, K, H, W) scores, higher is likelier
+        image: torch.Tensor,  # (B, 3, H, W) normalised picture
         target: torch.Tensor,  # (B, H, W) labels
         class_logits: torch.Tensor | None = None,  # (B, K) image-level scores g
         ignore_index: int = IGNORE,  # label of void pixels
@@ -289,22 +338,30 @@ def fit_guidance_crf(
     """Learn w and λ, or whichever of them has gradients, with the scores fixed.
     By pieces, two maps (B, K, H, W) of each batch stay in memory"""
     batches, losses = list(batches), []
-    if not batches: raise ValueError('batches: expected one or more, found none')
-    def mean_field_loss(z, x, y, g=None): return _mean_nll(crf(z, x, g), as_plain_tensor(y).long())
-    if end_to_end: loss = mean_field_loss
+    if not batches:
+        raise ValueError('batches: expected one or more, found none')
+
+    def mean_field_loss(z, x, y, g=None):
+        return _mean_nll(crf(z, x, g), as_plain_tensor(y).long())
+
+    if end_to_end:
+        loss = mean_field_loss
     else:
         loss = crf.message_loss
-        with torch.no_grad(): batches = [(*crf.true_label_messages(z, x, y), *g) for z, x, y, *g in batches]
+        with torch.no_grad():
+            batches = [(*crf.true_label_messages(z, x, y), *g) for z, x, y, *g in batches]
     learnt = [p for p in crf.parameters() if p.requires_grad]
     optimiser = torch.optim.LBFGS(learnt, max_iter=max_steps, line_search_fn='strong_wolfe')
+
     def closure():
         optimiser.zero_grad()
-        total = 0.
+        total = 0.0
         for batch in batches:
-            part = loss(*batch)/len(batches)
+            part = loss(*batch) / len(batches)
             part.backward()
             total += part.detach()
         losses.append(total.item())
         return losses[-1]
+
     optimiser.step(closure)
     return losses

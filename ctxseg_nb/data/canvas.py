@@ -4,7 +4,9 @@
 
 # %% ../../nbs/data/31_canvas.ipynb #73a9c8c2
 from __future__ import annotations
+
 from collections.abc import Sequence
+
 import numpy as np
 
 # %% auto #0
@@ -13,146 +15,184 @@ __all__ = ['CLASS_NAMES', 'LABEL', 'PALETTE', 'f4', 'wave', 'blend', 'noise_line
            'small_light', 'sky', 'hills', 'paving']
 
 # %% ../../nbs/data/31_canvas.ipynb #0dbb274b
-CLASS_NAMES = tuple('sky land paving wall boardwalk boat bridge cow tractor sea river lake pasture cropland fallow '
-              'dune beach houseplant shrub lamp lantern sandstone limestone slate'.split())
+CLASS_NAMES = tuple(
+    'sky land paving wall boardwalk boat bridge cow tractor sea river lake pasture cropland fallow '
+    'dune beach houseplant shrub lamp lantern sandstone limestone slate'.split()
+)
 LABEL = {name: i for i, name in enumerate(CLASS_NAMES)}
-PALETTE = np.array([[int(h[i:i+2], 16) for i in (0, 2, 4)] for h in (
-    'a8d4f0 4f8f4a b5aea6 e3c9b0 7a5230 fffbe8 c4703c 2f2a2a d62f28 123f8c 2f8fd0 58cfc8 9ccf3f e8a63a 8c7a55 '
-    'f0dc9a cfa85c e0559a 7a2f8f ffe14a ff8c1a d98f66 c9c7b8 5f6f84').split()], np.uint8)
+PALETTE = np.array(
+    [
+        [int(h[i : i + 2], 16) for i in (0, 2, 4)]
+        for h in (
+            'a8d4f0 4f8f4a b5aea6 e3c9b0 7a5230 fffbe8 c4703c 2f2a2a d62f28 123f8c 2f8fd0 58cfc8 9ccf3f e8a63a 8c7a55 '
+            'f0dc9a cfa85c e0559a 7a2f8f ffe14a ff8c1a d98f66 c9c7b8 5f6f84'
+        ).split()
+    ],
+    np.uint8,
+)
 
 # %% ../../nbs/data/31_canvas.ipynb #4f5ec599
 f4 = np.float32
 
+
 def wave(t: np.ndarray) -> np.ndarray:
     "A sine wave of period 1 made of parabolas"
     f = t % 1
-    u = f % .5
-    return np.where(f < .5, 1, -1).astype(f4)*16*u*(.5 - u)
+    u = f % 0.5
+    return np.where(f < 0.5, 1, -1).astype(f4) * 16 * u * (0.5 - u)
 
 # %% ../../nbs/data/31_canvas.ipynb #a512e41d
 def blend(t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "The cell of the grid that `t` lies in, and how far in, 0..1, with a soft start and end"
     i = t.astype(int)
     f = (t - i).astype(f4)
-    return i, f*f*(3 - 2*f)
+    return i, f * f * (3 - 2 * f)
+
 
 def noise_line(rng: np.random.Generator, t: np.ndarray, cell: float) -> np.ndarray:
     "Smooth noise in -1..1 along `t`, with features of size `cell`"
-    i, f = blend(t/cell + 1)
-    g = 2*rng.random(int(96/cell) + 4, dtype=f4) - 1
-    return g[i]*(1 - f) + g[i + 1]*f
+    i, f = blend(t / cell + 1)
+    g = 2 * rng.random(int(96 / cell) + 4, dtype=f4) - 1
+    return g[i] * (1 - f) + g[i + 1] * f
+
 
 def noise(rng: np.random.Generator, c: Canvas, cell: float) -> np.ndarray:
     "Smooth noise in -1..1 over a canvas"
-    (i, fy), (j, fx) = blend(c.y/cell + 1), blend(c.x/cell + 1)
-    g = 2*rng.random((int(96/cell) + 4,)*2, dtype=f4) - 1
-    rows = g[i[:, 0]]*(1 - fy) + g[i[:, 0] + 1]*fy
-    return rows[:, j[0]]*(1 - fx) + rows[:, j[0] + 1]*fx
+    (i, fy), (j, fx) = blend(c.y / cell + 1), blend(c.x / cell + 1)
+    g = 2 * rng.random((int(96 / cell) + 4,) * 2, dtype=f4) - 1
+    rows = g[i[:, 0]] * (1 - fy) + g[i[:, 0] + 1] * fy
+    return rows[:, j[0]] * (1 - fx) + rows[:, j[0] + 1] * fx
 
 # %% ../../nbs/data/31_canvas.ipynb #e662bd26
-def rgb(*v: float) -> np.ndarray: return np.array(v, f4)
-def between(rng: np.random.Generator, a: float, b: float) -> np.float32: return f4(a + (b - a)*rng.random(dtype=f4))
+def rgb(*v: float) -> np.ndarray:
+    return np.array(v, f4)
+
+
+def between(rng: np.random.Generator, a: float, b: float) -> np.float32:
+    return f4(a + (b - a) * rng.random(dtype=f4))
+
+
 def vary(rng: np.random.Generator, colour: Sequence[float], by: float) -> np.ndarray:
-    return rgb(*colour) + by*(2*rng.random(3, dtype=f4) - 1)
-def speckle(rng: np.random.Generator, c: Canvas) -> np.ndarray: return 2*rng.random(c.mask.shape, dtype=f4) - 1
-def plane(colour: np.ndarray | Sequence[float]) -> np.ndarray: return np.asarray(colour, f4)[:, None, None]  # (3, 1, 1)
+    return rgb(*colour) + by * (2 * rng.random(3, dtype=f4) - 1)
+
+
+def speckle(rng: np.random.Generator, c: Canvas) -> np.ndarray:
+    return 2 * rng.random(c.mask.shape, dtype=f4) - 1
+
+
+def plane(colour: np.ndarray | Sequence[float]) -> np.ndarray:
+    return np.asarray(colour, f4)[:, None, None]  # (3, 1, 1)
+
+
 def texture(colour: np.ndarray | Sequence[float], pattern: np.ndarray, amplitude: float | np.ndarray) -> np.ndarray:
-    return plane(colour) + amplitude*pattern
+    return plane(colour) + amplitude * pattern
 
 # %% ../../nbs/data/31_canvas.ipynb #10e4f5fc
 class Canvas:
     "Picture, mask, ambiguous regions and evidence; `x`, `y` are positions in 1/96 of the picture"
-    def __init__(self,
-        image: np.ndarray,     # (3, H, W) float32, colours from 0 to 255
-        mask: np.ndarray,      # (H, W) uint8 labels
-        region: np.ndarray,    # (H, W) uint8, the ambiguous region that a pixel belongs to, 0 for none
+
+    def __init__(
+        self,
+        image: np.ndarray,  # (3, H, W) float32, colours from 0 to 255
+        mask: np.ndarray,  # (H, W) uint8 labels
+        region: np.ndarray,  # (H, W) uint8, the ambiguous region that a pixel belongs to, 0 for none
         evidence: np.ndarray,  # (H, W) uint8, the region that a pixel gives away, 0 for none
-        y: np.ndarray,         # (H, 1) float32
-        x: np.ndarray,         # (1, W) float32
+        y: np.ndarray,  # (H, 1) float32
+        x: np.ndarray,  # (1, W) float32
     ) -> None:
         self.image, self.mask, self.region, self.evidence, self.y, self.x = image, mask, region, evidence, y, x
 
     @classmethod
-    def blank(cls,
+    def blank(
+        cls,
         size: int,  # side, pixels
     ) -> Canvas:
         "A black canvas of label 0"
-        t = (np.arange(size, dtype=f4) + f4(.5))*f4(96/size)
+        t = (np.arange(size, dtype=f4) + f4(0.5)) * f4(96 / size)
         maps = np.zeros((3, size, size), np.uint8)
         return cls(np.zeros((3, size, size), f4), *maps, t[:, None], t[None])
 
     @property
     def scale(self) -> np.float32:
         "Pixels a unit"
-        return 1/(self.x[0, 1] - self.x[0, 0])
+        return 1 / (self.x[0, 1] - self.x[0, 0])
 
     def around(self, x: float, y: float, r: float, zoom: float = 1) -> Canvas:
         "The part within `r` of (x, y), that point its origin and `zoom` its unit; painting there paints here"
         xs, ys = (slice(*np.searchsorted(t.ravel(), [m - r, m + r])) for t, m in ((self.x, x), (self.y, y)))
         maps = (a[ys, xs] for a in (self.mask, self.region, self.evidence))
-        return Canvas(self.image[:, ys, xs], *maps, (self.y[ys] - f4(y))/f4(zoom), (self.x[:, xs] - f4(x))/f4(zoom))
+        return Canvas(self.image[:, ys, xs], *maps, (self.y[ys] - f4(y)) / f4(zoom), (self.x[:, xs] - f4(x)) / f4(zoom))
 
-    def paint(self,
+    def paint(
+        self,
         depth: np.ndarray,  # (H, W), or what broadcasts to it: how deep inside the shape, in units
         colour: Sequence[float] | np.ndarray,  # (3,) or (3, H, W)
         label: int | None = None,  # of the shape; where not given, the three maps stay as they are
-        region: int = 0,    # ambiguous region that it belongs to
+        region: int = 0,  # ambiguous region that it belongs to
         evidence: int = 0,  # region that it gives away
     ) -> None:
         "Cover the canvas with `colour` where `depth` > 0; a `label` also fills in the three maps"
         colour = np.asarray(colour, f4)
         colours = plane(colour) if colour.ndim == 1 else colour
-        self.image += np.clip(depth*f4(self.scale) + f4(.5), 0, 1)*(colours - self.image)
-        if label is None: return
+        self.image += np.clip(depth * f4(self.scale) + f4(0.5), 0, 1) * (colours - self.image)
+        if label is None:
+            return
         inside = np.broadcast_to(depth > 0, self.mask.shape)
         self.mask[inside], self.region[inside], self.evidence[inside] = label, region, evidence
 
 # %% ../../nbs/data/31_canvas.ipynb #16e0d8c8
 def disc(c: Canvas, r: float, x: float = 0, y: float = 0) -> np.ndarray:
-    return f4(r) - np.sqrt((c.x - f4(x))**2 + (c.y - f4(y))**2)
+    return f4(r) - np.sqrt((c.x - f4(x)) ** 2 + (c.y - f4(y)) ** 2)
+
 
 def box(c: Canvas, x0: float, x1: float, y0: float, y1: float) -> np.ndarray:
     return np.minimum(np.minimum(c.x - f4(x0), f4(x1) - c.x), np.minimum(c.y - f4(y0), f4(y1) - c.y))
 
+
 def both(*shapes: np.ndarray) -> np.ndarray:
     return shapes[0] if len(shapes) == 1 else np.minimum(shapes[0], both(*shapes[1:]))
 
-def either(*shapes: np.ndarray) -> np.ndarray: return -both(*(-s for s in shapes))
+
+def either(*shapes: np.ndarray) -> np.ndarray:
+    return -both(*(-s for s in shapes))
 
 # %% ../../nbs/data/31_canvas.ipynb #3ee5d69b
 def boat(c: Canvas, region: int) -> None:
     args = LABEL['boat'], 0, region
-    c.paint(both(c.y - 2, 7 - c.y, 9.5 - abs(c.x) - .55*(c.y - 2)), (126, 52, 38), *args)
-    c.paint(both(2.5 - c.y, c.x - .2, .62*(c.y + 11) - c.x), (250, 246, 236), *args)
-    c.paint(both(2.5 - c.y, -.2 - c.x, .5*(c.y + 9) + c.x), (238, 214, 170), *args)
+    c.paint(both(c.y - 2, 7 - c.y, 9.5 - abs(c.x) - 0.55 * (c.y - 2)), (126, 52, 38), *args)
+    c.paint(both(2.5 - c.y, c.x - 0.2, 0.62 * (c.y + 11) - c.x), (250, 246, 236), *args)
+    c.paint(both(2.5 - c.y, -0.2 - c.x, 0.5 * (c.y + 9) + c.x), (238, 214, 170), *args)
+
 
 def bridge(c: Canvas, region: int) -> None:
     arches = either(disc(c, 3.2, -5.5, 6), disc(c, 3.2, 5.5, 6))
-    deck = both(12.5 - abs(c.x), c.y + 6 - .03*c.x*c.x, 6 - c.y)
-    c.paint(both(deck, -arches), texture((176, 120, 92), wave(c.y/3.2) + 0*c.x, 12), LABEL['bridge'], 0, region)
+    deck = both(12.5 - abs(c.x), c.y + 6 - 0.03 * c.x * c.x, 6 - c.y)
+    c.paint(both(deck, -arches), texture((176, 120, 92), wave(c.y / 3.2) + 0 * c.x, 12), LABEL['bridge'], 0, region)
 
 # %% ../../nbs/data/31_canvas.ipynb #0b434192
 def cow(c: Canvas, region: int) -> None:
     legs = both(c.y, 7.5 - c.y, 2.1 - abs(abs(c.x) - 4.6))
-    body = either(box(c, -7, 7, -3.8, 3.8), box(c, 5.4, 10.6, -5.6, -.4), legs)
+    body = either(box(c, -7, 7, -3.8, 3.8), box(c, 5.4, 10.6, -5.6, -0.4), legs)
     spots = either(disc(c, 2.6, -3, -1), disc(c, 2, 3, 1), disc(c, 1.5, 9, -3))
     c.paint(body, (242, 238, 230), LABEL['cow'], 0, region)
     c.paint(both(spots, body), (44, 38, 36))
 
+
 def tractor(c: Canvas, region: int) -> None:
     args = LABEL['tractor'], 0, region
     c.paint(either(box(c, -4, 9, -3, 3.5), box(c, -7, 1, -8, 3)), (206, 48, 40), *args)
-    c.paint(box(c, -5.2, -.8, -6.5, -2.5), (186, 216, 226))
+    c.paint(box(c, -5.2, -0.8, -6.5, -2.5), (186, 216, 226))
     for x, r in ((-4.5, 4.6), (6.5, 3.2)):
         c.paint(disc(c, r, x, 7 - r), (40, 38, 40), *args)
-        c.paint(disc(c, .42*r, x, 7 - r), (232, 196, 70))
+        c.paint(disc(c, 0.42 * r, x, 7 - r), (232, 196, 70))
 
 # %% ../../nbs/data/31_canvas.ipynb #2eb35b07
 def plant(c: Canvas, label: int, leaf: np.ndarray) -> None:
     leaves = either(disc(c, 4.2, 0, -4), disc(c, 3.6, -3.4, -1.2), disc(c, 3.6, 3.4, -1.2))
-    c.paint(both(c.y + 1, 7 - c.y, 4.4 - abs(c.x) - .25*(c.y - 1)), (178, 88, 54), label, 1)
+    c.paint(both(c.y + 1, 7 - c.y, 4.4 - abs(c.x) - 0.25 * (c.y - 1)), (178, 88, 54), label, 1)
     c.paint(leaves, leaf, label, 1)
     c.paint(either(disc(c, 1.5, -1.5, -4.8), disc(c, 1.2, 3, -1.6)), leaf + 34)
+
 
 def small_light(c: Canvas, label: int, _: object = None) -> None:
     c.paint(disc(c, 3.2), (255, 214, 96), label, 1)
@@ -161,18 +201,20 @@ def small_light(c: Canvas, label: int, _: object = None) -> None:
 # %% ../../nbs/data/31_canvas.ipynb #b336d896
 def sky(c: Canvas, rng: np.random.Generator) -> None:
     top, low = plane(vary(rng, (88, 150, 215), 18)), plane(vary(rng, (196, 222, 240), 12))
-    clouds = np.clip(noise(rng, c, 26) + .5*noise(rng, c, 11) - .1, 0, 1)
-    blue = top + np.clip(c.y/40, 0, 1)*(low - top)
-    c.paint(1 + 0*clouds, blue + .75*clouds*(250 - blue), LABEL['sky'])
+    clouds = np.clip(noise(rng, c, 26) + 0.5 * noise(rng, c, 11) - 0.1, 0, 1)
+    blue = top + np.clip(c.y / 40, 0, 1) * (low - top)
+    c.paint(1 + 0 * clouds, blue + 0.75 * clouds * (250 - blue), LABEL['sky'])
+
 
 def hills(c: Canvas, rng: np.random.Generator, base: float, height: float) -> None:
-    for k in (1, .55):
-        line = base - height*f4(k)*(.55 + .45*noise_line(rng, c.x, 21))
-        green = vary(rng, (62, 102, 50), 14) + f4(k)*rgb(18, 28, 32)
-        c.paint(c.y - line, texture(green, noise(rng, c, 5) + .6*speckle(rng, c), 13), LABEL['land'])
+    for k in (1, 0.55):
+        line = base - height * f4(k) * (0.55 + 0.45 * noise_line(rng, c.x, 21))
+        green = vary(rng, (62, 102, 50), 14) + f4(k) * rgb(18, 28, 32)
+        c.paint(c.y - line, texture(green, noise(rng, c, 5) + 0.6 * speckle(rng, c), 13), LABEL['land'])
+
 
 def paving(c: Canvas, rng: np.random.Generator, top: float, evidence: int = 0, cast: float | np.ndarray = 0) -> None:
     size, tint = between(rng, 9, 13), vary(rng, (150, 142, 134), 12)
-    joints = np.minimum(abs(c.x/size % 1 - .5), abs(c.y/(.7*size) % 1 - .5)) < .05
-    stones = texture(tint, .6*noise(rng, c, 7) + .4*speckle(rng, c), 10) - 34*joints + cast
-    c.paint(c.y - top + 0*c.x, stones, LABEL['paving'], 0, evidence)
+    joints = np.minimum(abs(c.x / size % 1 - 0.5), abs(c.y / (0.7 * size) % 1 - 0.5)) < 0.05
+    stones = texture(tint, 0.6 * noise(rng, c, 7) + 0.4 * speckle(rng, c), 10) - 34 * joints + cast
+    c.paint(c.y - top + 0 * c.x, stones, LABEL['paving'], 0, evidence)

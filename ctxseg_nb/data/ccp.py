@@ -4,8 +4,11 @@
 
 # %% ../../nbs/data/43_ccp.ipynb #ce5ca601
 from __future__ import annotations
+
 from pathlib import Path
+
 import numpy as np
+
 from ..core import DatasetInfo
 from .dataset import DATASETS, SegDataset, load_mat, load_mat_mask, make_label_map, read_lines, safe_name
 
@@ -18,33 +21,43 @@ class ClothingCoParsing(SegDataset):
     """Clothing Co-Parsing as its authors lay it out: `photos`, `annotations/pixel-level`, `label_list.mat`
 
     Splits are in `train.txt`, `val.txt`, ..."""
+
     name = 'ClothingCoParsing'
     how_to_get = 'Get it from github.com/bearpaw/clothing-co-parsing; a split file lists photos (0001), one a line.'
 
-    def __init__(self,
-        path: str | Path,     # the folder of the data set
+    def __init__(
+        self,
+        path: str | Path,  # the folder of the data set
         min_photos: int = 0,  # classes in fewer training photos become void; to count, every training mask is read once
     ) -> None:
         super().__init__(path)
-        names = load_mat(self.require('class names', self.path/'label_list.mat'), 'label_list').ravel()
+        names = load_mat(self.require('class names', self.path / 'label_list.mat'), 'label_list').ravel()
         self.n_labels = len(names)
         photos = self.images_per_label if min_photos else np.zeros(self.n_labels, int)
         kept = np.flatnonzero(photos >= min_photos)
         if not len(kept):
-            raise ValueError(f'{self.name}: no class is in {min_photos} training photos, '
-                             f'the commonest is in {photos.max()}')
+            raise ValueError(
+                f'{self.name}: no class is in {min_photos} training photos, the commonest is in {photos.max()}'
+            )
         self.info = DatasetInfo('ccp', tuple(str(np.squeeze(names[k])) for k in kept))
         self.label_map = make_label_map(kept)
 
     @classmethod
     def count_classes(cls, min_photos: int = 0) -> int:
-        if min_photos: raise ValueError(f'{cls.name}: only its files tell how many classes are in {min_photos} photos')
+        if min_photos:
+            raise ValueError(f'{cls.name}: only its files tell how many classes are in {min_photos} photos')
         return 59
 
     def list_pairs(self, split: str) -> list[tuple[Path, Path]]:
-        file = self.require('split file', self.path/f'{split}.txt')
+        file = self.require('split file', self.path / f'{split}.txt')
         photos = [safe_name(p, file) for p in read_lines(file)]
-        return [(self.require(f'photo {p} of {file.name}', self.path/'photos'/f'{p}.jpg'),
-                 self.require(f'mask of photo {p}', self.path/'annotations'/'pixel-level'/f'{p}.mat')) for p in photos]
+        return [
+            (
+                self.require(f'photo {p} of {file.name}', self.path / 'photos' / f'{p}.jpg'),
+                self.require(f'mask of photo {p}', self.path / 'annotations' / 'pixel-level' / f'{p}.mat'),
+            )
+            for p in photos
+        ]
 
-    def load_labels(self, mask: Path) -> np.ndarray: return load_mat_mask(mask, 'groundtruth')
+    def load_labels(self, mask: Path) -> np.ndarray:
+        return load_mat_mask(mask, 'groundtruth')

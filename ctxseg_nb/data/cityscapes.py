@@ -4,9 +4,12 @@
 
 # %% ../../nbs/data/37_cityscapes.ipynb #00cf3d1f
 from __future__ import annotations
+
 from pathlib import Path
+
 import numpy as np
 from torchvision.datasets import Cityscapes as CityscapesTables
+
 from ..core import IGNORE, DatasetInfo
 from .dataset import DATASETS, SegDataset, make_label_map
 
@@ -16,29 +19,40 @@ __all__ = ['Cityscapes']
 # %% ../../nbs/data/37_cityscapes.ipynb #ce422094
 _COUNTED = sorted((c for c in CityscapesTables.classes if 0 <= c.train_id < IGNORE), key=lambda c: c.train_id)
 
+
 @DATASETS.register('cityscapes')
 class Cityscapes(SegDataset):
     "Cityscapes with its 19 train ids; `coarse` is the coarsely labelled `train_extra`"
+
     name, splits = 'Cityscapes', ('train', 'val', 'trainval', 'test', 'coarse')
     split_sizes = dict(train=2_975, val=500, test=1_525, coarse=19_998)
-    how_to_get = ('Get leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip '
-                  '(coarse: leftImg8bit_trainextra.zip, gtCoarse.zip) from cityscapes-dataset.com.')
+    how_to_get = (
+        'Get leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip '
+        '(coarse: leftImg8bit_trainextra.zip, gtCoarse.zip) from cityscapes-dataset.com.'
+    )
     official_ids = np.array([c.id for c in _COUNTED], np.uint8)  # (19,) train id → the id that the server wants
     info = DatasetInfo('cityscapes', tuple(c.name for c in _COUNTED), np.array([c.color for c in _COUNTED], np.uint8))
 
-    def __init__(self,
-        path: str | Path,          # the folder with leftImg8bit and gtFine
+    def __init__(
+        self,
+        path: str | Path,  # the folder with leftImg8bit and gtFine
         labels: str = 'labelIds',  # the files to read: 'labelIds' as downloaded, or 'labelTrainIds'
     ) -> None:
         super().__init__(path)
         ids = dict(labelIds=self.official_ids, labelTrainIds=np.arange(19)).get(labels)
-        if ids is None: raise ValueError(f"{self.name}: unknown labels '{labels}', expected labelIds or labelTrainIds")
+        if ids is None:
+            raise ValueError(f"{self.name}: unknown labels '{labels}', expected labelIds or labelTrainIds")
         self.labels, self.n_labels, self.label_map = labels, int(max(ids)) + 1, make_label_map(ids)
 
     def list_pairs(self, split: str) -> list[tuple[Path, Path]]:
-        if split == 'trainval': return self.list_pairs('train') + self.list_pairs('val')
+        if split == 'trainval':
+            return self.list_pairs('train') + self.list_pairs('val')
         folder, kind = ('train_extra', 'gtCoarse') if split == 'coarse' else (split, 'gtFine')
+
         def mask(f: Path) -> Path:
-            return self.path/kind/folder/f.parent.name/f.name.replace('leftImg8bit', f'{kind}_{self.labels}')
-        return [(f, self.require(f'mask of {f.name}', mask(f)))
-                for f in self.list_files(self.path/'leftImg8bit'/folder, '*/*_leftImg8bit.png')]
+            return self.path / kind / folder / f.parent.name / f.name.replace('leftImg8bit', f'{kind}_{self.labels}')
+
+        return [
+            (f, self.require(f'mask of {f.name}', mask(f)))
+            for f in self.list_files(self.path / 'leftImg8bit' / folder, '*/*_leftImg8bit.png')
+        ]

@@ -4,12 +4,15 @@
 
 # %% ../../nbs/data/35_coco.ipynb #e70652d7
 from __future__ import annotations
+
 import json
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any
+
 import numpy as np
+
 from ..core import IGNORE, DatasetInfo
 from .dataset import DATASETS, SegDataset, load_mat_mask, make_label_map, read_stems, reading, safe_name
 from .pascal import VOC_CLASS_NAMES, voc_palette
@@ -19,7 +22,8 @@ __all__ = ['COCO_STUFF_NUMBERS', 'COCO_STUFF', 'COCO_THINGS', 'COCOStuff10K', 'C
            'COCOObjects']
 
 # %% ../../nbs/data/35_coco.ipynb #34a126ef
-_NAMES = '''
+_NAMES = (
+    '''
 person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, street sign, stop
 sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, hat, backpack,
 umbrella, shoe, eye glasses, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat,
@@ -34,11 +38,25 @@ ground-other, hill, house, leaves, light, mat, metal, mirror-stuff, moss, mounta
 pavement, pillow, plant-other, plastic, platform, playingfield, railing, railroad, river, road, rock, roof, rug,
 salad, sand, sea, shelf, sky-other, skyscraper, snow, solid-other, stairs, stone, straw, structural-other, table,
 tent, textile-other, towel, tree, vegetable, wall-brick, wall-concrete, wall-other, wall-panel, wall-stone,
-wall-tile, wall-wood, water-other, waterdrops, window-blind, window-other, wood'''.strip().replace('\n', ' ').split(', ')
+wall-tile, wall-wood, water-other, waterdrops, window-blind, window-other, wood'''.strip()
+    .replace('\n', ' ')
+    .split(', ')
+)
 
 # %% ../../nbs/data/35_coco.ipynb #30aab665
-_UNUSED = {'street sign', 'hat', 'shoe', 'eye glasses', 'plate', 'mirror', 'window', 'desk', 'door', 'blender',
-           'hair brush'}
+_UNUSED = {
+    'street sign',
+    'hat',
+    'shoe',
+    'eye glasses',
+    'plate',
+    'mirror',
+    'window',
+    'desk',
+    'door',
+    'blender',
+    'hair brush',
+}
 # 1 to 182 without the unused
 COCO_STUFF_NUMBERS = np.array([k for k, name in enumerate(_NAMES, 1) if name not in _UNUSED])
 COCO_STUFF = tuple(_NAMES[k - 1] for k in COCO_STUFF_NUMBERS)  # 171 names
@@ -48,47 +66,70 @@ COCO_THINGS = COCO_STUFF[:80]
 @DATASETS.register('coco_stuff10k')
 class COCOStuff10K(SegDataset):
     "COCO-Stuff 10K, version 1.1, as it unpacks; the files have the numbers of the classes"
+
     name, n_labels, splits = 'COCO-Stuff 10K', 183, ('train', 'test')
     info, label_map = DatasetInfo('coco_stuff10k', COCO_STUFF), make_label_map(COCO_STUFF_NUMBERS)
-    how_to_get = ('Get cocostuff-10k-v1.1.zip from github.com/nightrome/cocostuff10k; '
-                  'the folder holds images, annotations and imageLists.')
+    how_to_get = (
+        'Get cocostuff-10k-v1.1.zip from github.com/nightrome/cocostuff10k; '
+        'the folder holds images, annotations and imageLists.'
+    )
 
     def list_pairs(self, split: str) -> list[tuple[Path, Path]]:
-        names = read_stems(self.require('split file', self.path/'imageLists'/f'{split}.txt'))
-        return [(self.require(f'image {n}', self.path/'images'/f'{n}.jpg'),
-                 self.require(f'mask of {n}', self.path/'annotations'/f'{n}.mat')) for n in names]
+        names = read_stems(self.require('split file', self.path / 'imageLists' / f'{split}.txt'))
+        return [
+            (
+                self.require(f'image {n}', self.path / 'images' / f'{n}.jpg'),
+                self.require(f'mask of {n}', self.path / 'annotations' / f'{n}.mat'),
+            )
+            for n in names
+        ]
 
-    def load_labels(self, mask: Path) -> np.ndarray: return load_mat_mask(mask, 'S')
+    def load_labels(self, mask: Path) -> np.ndarray:
+        return load_mat_mask(mask, 'S')
 
 # %% ../../nbs/data/35_coco.ipynb #9ef3dbf8
-def _first_existing(*places: Path) -> Path: return next((p for p in places if p.exists()), places[0])
+def _first_existing(*places: Path) -> Path:
+    return next((p for p in places if p.exists()), places[0])
+
 
 @DATASETS.register('coco_stuff164k')
 class COCOStuff164K(SegDataset):
     "COCO-Stuff on the pictures of COCO 2017, masks as PNGs ('stuffthingmaps'); their labels are the numbers less 1"
+
     name, n_labels, splits = 'COCO-Stuff 164K', 182, ('train', 'val')
     info, label_map = DatasetInfo('coco_stuff164k', COCO_STUFF), make_label_map(COCO_STUFF_NUMBERS - 1)
-    how_to_get = ('Get train2017.zip and val2017.zip from cocodataset.org for the folder images, '
-                  'and stuffthingmaps_trainval2017.zip from github.com/nightrome/cocostuff for the folder annotations.')
+    how_to_get = (
+        'Get train2017.zip and val2017.zip from cocodataset.org for the folder images, '
+        'and stuffthingmaps_trainval2017.zip from github.com/nightrome/cocostuff for the folder annotations.'
+    )
 
     def list_pairs(self, split: str) -> list[tuple[Path, Path]]:
         part = f'{split}2017'
-        images = self.require('images', _first_existing(self.path/'images'/part, self.path/part))
-        masks = self.require('masks', _first_existing(self.path/'annotations'/part, self.path/'stuffthingmaps'/part))
+        images = self.require('images', _first_existing(self.path / 'images' / part, self.path / part))
+        masks = self.require(
+            'masks', _first_existing(self.path / 'annotations' / part, self.path / 'stuffthingmaps' / part)
+        )
         names = sorted({f.stem for f in images.glob('*.jpg')} | {f.stem for f in masks.glob('*.png')})
-        if not names: raise ValueError(f'{self.name}: no .jpg in {images}. {self.how_to_get}')
-        return [(self.require(f'image {n}', images/f'{n}.jpg'), self.require(f'mask of {n}', masks/f'{n}.png'))
-                for n in names]
+        if not names:
+            raise ValueError(f'{self.name}: no .jpg in {images}. {self.how_to_get}')
+        return [
+            (self.require(f'image {n}', images / f'{n}.jpg'), self.require(f'mask of {n}', masks / f'{n}.png'))
+            for n in names
+        ]
 
 # %% ../../nbs/data/35_coco.ipynb #192e4c0d
 class _AnnotationFile:
     "One annotation file of COCO: the objects of its images"
-    def __init__(self,
+
+    def __init__(
+        self,
         file: Path,  # such as instances_train2017.json
         labels: dict[str, int],  # name of a category → its label in the masks
     ) -> None:
-        try: from pycocotools.coco import COCO
-        except ImportError as e: raise ImportError('COCO objects need pycocotools: pip install pycocotools') from e
+        try:
+            from pycocotools.coco import COCO
+        except ImportError as e:
+            raise ImportError('COCO objects need pycocotools: pip install pycocotools') from e
         self.file, self.index = file, COCO()
         with reading(file, 'annotation file of COCO'), redirect_stdout(StringIO()):
             self.index.dataset = json.loads(file.read_text(encoding='utf-8-sig'))
@@ -98,7 +139,8 @@ class _AnnotationFile:
                 if not {'file_name', 'height', 'width'} <= im.keys():
                     raise ValueError(f'image {im["id"]} has no file_name, height or width')
         absent = [name for name in labels if name not in ids]
-        if absent: raise ValueError(f"{file}: no category '{absent[0]}', expected one of COCO's instances_*.json")
+        if absent:
+            raise ValueError(f"{file}: no category '{absent[0]}', expected one of COCO's instances_*.json")
         self.label = {ids[name]: k for name, k in labels.items()}
 
     def objects(self, i: int) -> list[dict]:
@@ -115,17 +157,22 @@ def _run_lengths(annotations: _AnnotationFile, i: int, a: dict) -> dict:
     height, width = (annotations.index.imgs[i][side] for side in ('height', 'width'))
     try:
         code = annotations.index.annToRLE(a)
-        if list(code['size']) != [height, width]: raise ValueError
+        if list(code['size']) != [height, width]:
+            raise ValueError
         return code
-    except Exception as e:   # pycocotools raises what it runs into
+    except Exception as e:  # pycocotools raises what it runs into
         found = str(a.get('segmentation', 'none'))
-        found = found[:60] + '...'*(len(found) > 60)
-        raise ValueError(f'{annotations.file}: object {a.get("id")} of image {i}: expected an outline as polygons or '
-                         f'as a run-length code of {height}×{width} pixels, found {found}') from e
+        found = found[:60] + '...' * (len(found) > 60)
+        raise ValueError(
+            f'{annotations.file}: object {a.get("id")} of image {i}: expected an outline as polygons or '
+            f'as a run-length code of {height}×{width} pixels, found {found}'
+        ) from e
+
 
 def _by_area(annotations: _AnnotationFile, i: int) -> list[tuple[dict, int, int]]:
     "(run-length code, area, label) of the objects of image `i`, largest first"
     from pycocotools.mask import area
+
     found = [(_run_lengths(annotations, i, a), annotations.label[a['category_id']]) for a in annotations.objects(i)]
     return sorted(((code, int(area(code)), k) for code, k in found), key=lambda r: -r[1])
 
@@ -133,12 +180,14 @@ def _by_area(annotations: _AnnotationFile, i: int) -> list[tuple[dict, int, int]
 def _labelled_pixels(annotations: _AnnotationFile, i: int) -> int:
     "How many pixels of image `i` any object covers"
     from pycocotools.mask import area, merge
+
     return int(area(merge([code for code, _, _ in _by_area(annotations, i)])))
 
 # %% ../../nbs/data/35_coco.ipynb #4dd46c9f
 def _draw_mask(annotations: _AnnotationFile, i: int, min_region: int = 0) -> np.ndarray:
     "(H, W) uint8 labels of image `i`; objects of fewer than `min_region` pixels are void"
     from pycocotools.mask import decode
+
     im = annotations.index.imgs[i]
     out = np.zeros((im['height'], im['width']), np.uint8, order='F')  # as run-length codes go: down the columns
     for code, pixels, label in _by_area(annotations, i):
@@ -147,48 +196,63 @@ def _draw_mask(annotations: _AnnotationFile, i: int, min_region: int = 0) -> np.
 
 # %% ../../nbs/data/35_coco.ipynb #4587134f
 def choose_test_images(
-    shows: np.ndarray,   # (N, K) bool: which images show which classes
-    n: int,              # images to choose
+    shows: np.ndarray,  # (N, K) bool: which images show which classes
+    n: int,  # images to choose
     at_least: int = 50,  # images that shall show each class, or half of those that do
 ) -> np.ndarray:  # (N,) bool, the same at each call
     "Choose test images in which each class is often enough. Raises `ValueError` where `n` do not suffice"
     order = np.random.default_rng(0).permutation(len(shows))
     shows, chosen = shows[order], np.zeros(len(shows), bool)
-    wanted = np.minimum(at_least, shows.sum(0)//2)
+    wanted = np.minimum(at_least, shows.sum(0) // 2)
     for k in np.argsort(shows.sum(0), kind='stable'):
         short = wanted - shows[chosen].sum(0)
         free = np.flatnonzero(shows[:, k] & ~chosen)
         best = free[np.argsort(-shows[free][:, short > 0].sum(1), kind='stable')]
-        chosen[best[:max(short[k], 0)]] = True
+        chosen[best[: max(short[k], 0)]] = True
     if not chosen.sum() <= n < len(shows):
-        raise ValueError(f'expected from {chosen.sum()} to {len(shows) - 1} of {len(shows)} images to test on, '
-                         f'found {n}')
-    chosen[np.flatnonzero(~chosen)[:n - chosen.sum()]] = True
+        raise ValueError(
+            f'expected from {chosen.sum()} to {len(shows) - 1} of {len(shows)} images to test on, found {n}'
+        )
+    chosen[np.flatnonzero(~chosen)[: n - chosen.sum()]] = True
     return chosen[np.argsort(order)]
 
 # %% ../../nbs/data/35_coco.ipynb #60cdfd97
-_IN_COCO = dict(aeroplane='airplane', diningtable='dining table', motorbike='motorcycle', pottedplant='potted plant',
-                sofa='couch', tvmonitor='tv')
+_IN_COCO = dict(
+    aeroplane='airplane',
+    diningtable='dining table',
+    motorbike='motorcycle',
+    pottedplant='potted plant',
+    sofa='couch',
+    tvmonitor='tv',
+)
 
 # %% ../../nbs/data/35_coco.ipynb #a4d653c5
 @DATASETS.register('coco_objects')
 class COCOObjects(SegDataset):
     "COCO 2017's objects and background, drawn from the annotation files"
-    name = 'COCO objects'
-    how_to_get = ('Get train2017.zip, val2017.zip and annotations_trainval2017.zip from cocodataset.org; '
-                  'the folder holds train2017 and val2017 (or images/train2017, ...) and annotations/instances_train2017.json, ...')
 
-    def __init__(self,
-        path: str | Path,       # the folder of the data set
+    name = 'COCO objects'
+    how_to_get = (
+        'Get train2017.zip, val2017.zip and annotations_trainval2017.zip from cocodataset.org; '
+        'the folder holds train2017 and val2017 (or images/train2017, ...) '
+        'and annotations/instances_train2017.json, ...'
+    )
+
+    def __init__(
+        self,
+        path: str | Path,  # the folder of the data set
         classes: str = 'coco',  # 'coco': 80 and background; 'voc': VOC's 20 and background
-        min_region: int = 0,    # objects of fewer pixels are void; 200 in the deep structured CRF
+        min_region: int = 0,  # objects of fewer pixels are void; 200 in the deep structured CRF
         min_labelled: int = 0,  # images with no more labelled pixels are left out; 1000 in EncNet and CFNet
         n_test: int = 0,  # so many of train and val are 'test', the others 'train'; 2599 in the deep structured CRF
     ) -> None:
         super().__init__(path)
-        if classes == 'coco': self.info = DatasetInfo('coco_objects', ('background', *COCO_THINGS))
-        elif classes == 'voc': self.info = DatasetInfo('coco_objects', VOC_CLASS_NAMES, voc_palette())
-        else: raise ValueError(f"{self.name}: expected classes 'coco' or 'voc', found '{classes}'")
+        if classes == 'coco':
+            self.info = DatasetInfo('coco_objects', ('background', *COCO_THINGS))
+        elif classes == 'voc':
+            self.info = DatasetInfo('coco_objects', VOC_CLASS_NAMES, voc_palette())
+        else:
+            raise ValueError(f"{self.name}: expected classes 'coco' or 'voc', found '{classes}'")
         self.labels = {_IN_COCO.get(name, name): k for k, name in enumerate(self.info.class_names) if k}
         self.n_labels, self.label_map = self.info.n_classes, make_label_map(range(self.info.n_classes))
         self.min_region, self.min_labelled, self.n_test, self._files = min_region, min_labelled, n_test, {}
@@ -206,22 +270,26 @@ class COCOObjects(SegDataset):
 
     def _masks(self, part: str) -> list[Path]:
         "The annotation file of 'train' or 'val' with the number of an image behind it, for all with enough labels"
-        file = self.path/'annotations'/f'instances_{part}2017.json'
+        file = self.path / 'annotations' / f'instances_{part}2017.json'
         annotations = self._annotations(file)
-        return [file/str(i) for i in sorted(annotations.index.imgs)
-                if not self.min_labelled or _labelled_pixels(annotations, i) > self.min_labelled]
+        return [
+            file / str(i)
+            for i in sorted(annotations.index.imgs)
+            if not self.min_labelled or _labelled_pixels(annotations, i) > self.min_labelled
+        ]
 
     def _image(self, mask: Path) -> Path:
         "The picture of a mask"
         part = mask.parent.stem.removeprefix('instances_')
         file = self._annotations(mask.parent).index.imgs[int(mask.name)]['file_name']
-        folder = _first_existing(self.path/part, self.path/'images'/part)
-        return self.require(f'image {file}', folder/safe_name(file, mask.parent))
+        folder = _first_existing(self.path / part, self.path / 'images' / part)
+        return self.require(f'image {file}', folder / safe_name(file, mask.parent))
 
     def _divide(self, masks: list[Path], split: str) -> list[Path]:
         "Those of 'train' or 'test', where this data set makes its own test split"
         shows = np.zeros((len(masks), self.n_labels), bool)
-        for row, mask in zip(shows, masks): row[self._annotations(mask.parent).labels_in(int(mask.name))] = True
+        for row, mask in zip(shows, masks):
+            row[self._annotations(mask.parent).labels_in(int(mask.name))] = True
         test = choose_test_images(shows, self.n_test)
         return [mask for mask, t in zip(masks, test) if t == (split == 'test')]
 
@@ -232,4 +300,5 @@ class COCOObjects(SegDataset):
 
     def load_labels(self, mask: Path) -> np.ndarray:
         annotations = self._annotations(mask.parent)
-        with reading(mask, 'annotation'): return _draw_mask(annotations, int(mask.name), self.min_region)
+        with reading(mask, 'annotation'):
+            return _draw_mask(annotations, int(mask.name), self.min_region)

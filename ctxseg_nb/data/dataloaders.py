@@ -4,12 +4,37 @@
 
 # %% ../../nbs/data/45_dataloaders.ipynb #d6b98586
 from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
+
 import numpy as np
 import torch
-from fastai.vision.all import *
+from fastai.vision.all import (
+    CrossEntropyLossFlat,
+    DataBlock,
+    DataLoaders,
+    FlipItem,
+    IndexSplitter,
+    IntToFloatTensor,
+    ItemGetter,
+    ItemTransform,
+    L,
+    Normalize,
+    PILImage,
+    PILMask,
+    RandTransform,
+    Resize,
+    TensorImage,
+    TensorMask,
+    Transform,
+    TransformBlock,
+    dispatch,
+)
+from PIL import Image
+
 from ..core import IGNORE, IMAGENET_STATS, DatasetInfo, legend, show_rows
 from .dataset import SegDataset, as_labels, as_rgb, check_mask, load_image, load_mask
 from .scenes import ContextScenes
@@ -21,8 +46,11 @@ __all__ = ['VALID_SEED', 'OpenImage', 'ClassMask', 'PILClassMask', 'OpenMask', '
 # %% ../../nbs/data/45_dataloaders.ipynb #8e3d1a2b
 class OpenImage(Transform):
     "A path, an array or a PIL image as RGB `PILImage`, which remembers where it came from"
+
     input_types = (str, Path, np.ndarray, Image.Image)
-    def __init__(self,
+
+    def __init__(
+        self,
         read: Callable = load_image,  # path -> (H, W, 3) uint8
     ) -> None:
         self.read = read
@@ -34,13 +62,19 @@ class OpenImage(Transform):
         return im
 
 # %% ../../nbs/data/45_dataloaders.ipynb #2bdc3aaf
-class ClassMask(TensorMask): "Labels (H, W); while shown, `.info` describes their data set"
-class PILClassMask(PILMask): _tensor_cls = ClassMask
+class ClassMask(TensorMask):
+    "Labels (H, W); while shown, `.info` describes their data set"
+
+
+class PILClassMask(PILMask):
+    _tensor_cls = ClassMask
 
 # %% ../../nbs/data/45_dataloaders.ipynb #d878b70d
 class OpenMask(Transform):
     "A mask file or (H, W) integers as `PILClassMask`"
-    def __init__(self,
+
+    def __init__(
+        self,
         info: DatasetInfo,  # of the data set
         read: Callable = load_mask,  # path -> (H, W) integer labels
     ) -> None:
@@ -58,35 +92,43 @@ class OpenMask(Transform):
 # %% ../../nbs/data/45_dataloaders.ipynb #a852e901
 class AttachInfo(ItemTransform):
     "Check a mask against its info and its picture; put the info on masks that will be shown"
+
     order = -1  # before flips and resizes
 
-    def __init__(self, info: DatasetInfo) -> None: self.info = info
+    def __init__(self, info: DatasetInfo) -> None:
+        self.info = info
 
     def encodes(self, xy):
         x, *y = xy
-        for m in y: check_mask(np.asarray(m), self.info.n_classes, m.origin, x.shape, x.origin)
+        for m in y:
+            check_mask(np.asarray(m), self.info.n_classes, m.origin, x.shape, x.origin)
         return xy
 
     def decodes(self, xy):
         for m in xy:
-            if isinstance(m, ClassMask): m.info = self.info
+            if isinstance(m, ClassMask):
+                m.info = self.info
         return xy
 
 # %% ../../nbs/data/45_dataloaders.ipynb #d62429fc
 class FlipItemAndLabels(RandTransform):
     "A left-right flip after which labels change places: a left arm becomes a right one"
-    def __init__(self,
+
+    def __init__(
+        self,
         p: float,  # probability
         flip_labels: Sequence[int],  # (K,) the label that each label has in a flip
     ) -> None:
         super().__init__(p=p)
         self.table = np.arange(256, dtype=np.uint8)
-        self.table[:len(flip_labels)] = flip_labels
+        self.table[: len(flip_labels)] = flip_labels
 
     def encodes(self, o):
         flipped = o.flip_lr()
-        if not isinstance(o, PILClassMask): return flipped
+        if not isinstance(o, PILClassMask):
+            return flipped
         return PILClassMask(Image.fromarray(self.table[np.asarray(flipped)]))
+
 
 def _item_tfms(info: DatasetInfo, size: int | tuple[int, int] | None, flip: float, augment: Transform | None) -> list:
     resize = [] if size is None else [Resize(size, method='squish', split_idx=1 if augment else None)]
@@ -95,52 +137,65 @@ def _item_tfms(info: DatasetInfo, size: int | tuple[int, int] | None, flip: floa
 
 # %% ../../nbs/data/45_dataloaders.ipynb #c858df33
 def segmentation_dls(
-    train: Sequence,    # (picture, mask) pairs: paths, or (H, W, 3) uint8 and (H, W) integer arrays
-    valid: Sequence,    # the same
+    train: Sequence,  # (picture, mask) pairs: paths, or (H, W, 3) uint8 and (H, W) integer arrays
+    valid: Sequence,  # the same
     info: DatasetInfo,  # of the data set
     size: int | tuple[int, int] | None = None,  # (H, W) of all pictures and masks; as they are where not given
-    bs: int = 8,        # pictures a batch
-    flip: float = .5,   # probability of a left-right flip in training
-    augment: Transform | None = None,  # of training pairs, in place of flip and resize; without `size`, `val_bs` is then 1
+    bs: int = 8,  # pictures a batch
+    flip: float = 0.5,  # probability of a left-right flip in training
+    augment: Transform
+    | None = None,  # of training pairs, in place of flip and resize; without `size`, `val_bs` is then 1
     read: Callable = load_image,  # path -> (H, W, 3) uint8
     read_mask: Callable = load_mask,  # path -> (H, W) integer labels
     num_workers: int = 0,  # processes that read beside the training one
-    **kwargs: Any,      # to `DataBlock.dataloaders`
+    **kwargs: Any,  # to `DataBlock.dataloaders`
 ) -> DataLoaders:
     """Normalised float pictures (B, 3, H, W) and `ClassMask` labels (B, H, W)
 
     Raises `ValueError` with the file's name for a bad item"""
-    if not len(valid) or len(train) < bs: raise ValueError(
-        f'{len(train)} training and {len(valid)} validation pictures; expected a batch of {bs} or more, and one or more')
-    blocks = (TransformBlock(OpenImage(read=read), batch_tfms=IntToFloatTensor),
-              TransformBlock(OpenMask(info, read_mask), item_tfms=AttachInfo(info), batch_tfms=IntToFloatTensor))
+    if not len(valid) or len(train) < bs:
+        raise ValueError(
+            f'{len(train)} training and {len(valid)} validation pictures; expected a batch of {bs} or more, and one '
+            'or more'
+        )
+    blocks = (
+        TransformBlock(OpenImage(read=read), batch_tfms=IntToFloatTensor),
+        TransformBlock(OpenMask(info, read_mask), item_tfms=AttachInfo(info), batch_tfms=IntToFloatTensor),
+    )
     items = L([*train, *valid])
-    block = DataBlock(blocks, getters=[ItemGetter(0), ItemGetter(1)],
-                      splitter=IndexSplitter(range(len(train), len(items))),
-                      item_tfms=_item_tfms(info, size, flip, augment), batch_tfms=Normalize.from_stats(*IMAGENET_STATS))
-    if augment and not size: kwargs = dict(val_bs=1) | kwargs
+    block = DataBlock(
+        blocks,
+        getters=[ItemGetter(0), ItemGetter(1)],
+        splitter=IndexSplitter(range(len(train), len(items))),
+        item_tfms=_item_tfms(info, size, flip, augment),
+        batch_tfms=Normalize.from_stats(*IMAGENET_STATS),
+    )
+    if augment and not size:
+        kwargs = dict(val_bs=1) | kwargs
     return block.dataloaders(items, bs=bs, num_workers=num_workers, **kwargs)
 
 # %% ../../nbs/data/45_dataloaders.ipynb #b2e367f1
 VALID_SEED = 1_000_003  # added to the seed of the training scenes
+
 
 @lru_cache(maxsize=8)
 def _scenes(n: int, size: int, seed: int, kinds: str | tuple[str, ...] | None) -> tuple:
     "(picture, mask) pairs, the same arrays at every call: read-only"
     scenes = ContextScenes(n, size=size, seed=seed, kinds=kinds)
     pairs = tuple(scenes[i] for i in range(n))
-    for array in (a for pair in pairs for a in pair): array.flags.writeable = False
+    for array in (a for pair in pairs for a in pair):
+        array.flags.writeable = False
     return pairs
 
 # %% ../../nbs/data/45_dataloaders.ipynb #486d18bf
 def scenes_dls(
     n_train: int = 600,  # training scenes
     n_valid: int = 200,  # validation scenes, of another seed
-    size: int = 96,      # side, pixels
-    bs: int = 16,        # scenes a batch
-    seed: int = 0,       # of the scenes, not of the order in training
+    size: int = 96,  # side, pixels
+    bs: int = 16,  # scenes a batch
+    seed: int = 0,  # of the scenes, not of the order in training
     kinds: str | Iterable[str] | None = None,  # names of kinds of scenes; all where not given
-    **kwargs: Any,       # to `segmentation_dls`
+    **kwargs: Any,  # to `segmentation_dls`
 ) -> DataLoaders:
     "`ContextScenes`, held in memory"
     kinds = kinds if kinds is None or isinstance(kinds, str) else tuple(kinds)
@@ -149,24 +204,27 @@ def scenes_dls(
 
 # %% ../../nbs/data/45_dataloaders.ipynb #26cda7fc
 def _some(items: list, n: int | None, seed: int, name: str) -> list:
-    if n is None: return items
-    if n > len(items): raise ValueError(f'{name}: expected at most {len(items)} pictures, not {n}')
+    if n is None:
+        return items
+    if n > len(items):
+        raise ValueError(f'{name}: expected at most {len(items)} pictures, not {n}')
     return [items[i] for i in sorted(np.random.default_rng(seed).permutation(len(items))[:n])]
 
 # %% ../../nbs/data/45_dataloaders.ipynb #2f597fb0
 def dataset_dls(
     ds: SegDataset,
     size: int | tuple[int, int] | None = None,  # (H, W), pixels; as they are where not given
-    bs: int = 8,     # pictures a batch
+    bs: int = 8,  # pictures a batch
     splits: tuple[str, str] = ('train', 'val'),  # to train on and to validate on
     n_train: int | None = None,  # training pictures, drawn at random; all where not given
     n_valid: int | None = None,  # validation pictures, the same
-    seed: int = 0,   # of the draw
-    **kwargs: Any,   # to `segmentation_dls`
+    seed: int = 0,  # of the draw
+    **kwargs: Any,  # to `segmentation_dls`
 ) -> DataLoaders:
     "The pictures of a data set on disk, read when they are needed"
     train, valid = (_some(ds.split(s), n, seed, f'{ds.name} {s}') for s, n in zip(splits, (n_train, n_valid)))
-    if ds.info.flip_labels: kwargs = dict(flip=0.) | kwargs   # left and right change places: only when it is asked for
+    if ds.info.flip_labels:
+        kwargs = dict(flip=0.0) | kwargs  # left and right change places: only when it is asked for
     return segmentation_dls(train, valid, ds.info, size, bs, read=ds.read, read_mask=ds.read_mask, **kwargs)
 
 # %% ../../nbs/data/45_dataloaders.ipynb #59e302c7
@@ -174,8 +232,8 @@ def _draw(samples: list, titles: list[str], per_row: int, size: float) -> None:
     "`samples`: one tuple (picture, mask, ...) each"
     info = samples[0][1].info
     cells = [[np.asarray(o.permute(1, 2, 0), np.uint8) if o.ndim == 3 else np.asarray(o) for o in s] for s in samples]
-    rows = [sum(cells[i:i+per_row], []) for i in range(0, len(cells), per_row)]
-    axs = show_rows(rows, titles*min(per_row, len(cells)), palette=info.palette, size=size)
+    rows = [sum(cells[i : i + per_row], []) for i in range(0, len(cells), per_row)]
+    axs = show_rows(rows, titles * min(per_row, len(cells)), palette=info.palette, size=size)
     labels = np.unique(np.concatenate([m.ravel() for c in cells for m in c[1:]]))
     legend(axs[0, 0].figure, info.class_names, info.palette, labels, loc='outside right upper')
 
@@ -183,6 +241,7 @@ def _draw(samples: list, titles: list[str], per_row: int, size: float) -> None:
 @dispatch
 def show_batch(x: TensorImage, y: ClassMask, samples, ctxs=None, max_n=9, size=1.4, **kwargs):
     _draw(samples[:max_n], ['picture', 'mask'], 3, size)
+
 
 @dispatch
 def show_results(x: TensorImage, y: ClassMask, samples, outs, ctxs=None, max_n=6, size=1.4, **kwargs):

@@ -4,16 +4,20 @@
 
 # %% ../../nbs/data/32_dataset.ipynb #ca1d61ab
 from __future__ import annotations
-import inspect, os
+
+import inspect
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path, PureWindowsPath
 from typing import Any
+
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy.io import loadmat
+
 from ..core import IGNORE, DatasetInfo, Registry, check_options
 
 # %% auto #0
@@ -29,75 +33,92 @@ def as_rgb(
 
     Raises `ValueError` for another type or shape"""
     im = _from_array(image) if isinstance(image, np.ndarray) else ImageOps.exif_transpose(image)
-    if im.mode == 'F': raise ValueError('expected 8 or 16 bits a channel, found floats')
-    if im.mode[0] == 'I': im = Image.fromarray(_to_bytes(np.asarray(im)))
+    if im.mode == 'F':
+        raise ValueError('expected 8 or 16 bits a channel, found floats')
+    if im.mode[0] == 'I':
+        im = Image.fromarray(_to_bytes(np.asarray(im)))
     if 'A' in im.getbands() or 'transparency' in im.info:
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im.convert('RGBA'))
     return np.array(im.convert('RGB'))
 
 # %% ../../nbs/data/32_dataset.ipynb #b3d89423
-def _to_bytes(a: np.ndarray) -> np.ndarray: return np.round(np.asarray(a, np.float32)/257).clip(0, 255).astype(np.uint8)
+def _to_bytes(a: np.ndarray) -> np.ndarray:
+    return np.round(np.asarray(a, np.float32) / 257).clip(0, 255).astype(np.uint8)
+
 
 def _from_array(a: np.ndarray) -> Image.Image:
     if a.dtype not in (np.uint8, np.uint16) or not (a.ndim == 2 or a.ndim == 3 and a.shape[2] in (1, 3, 4)):
         raise ValueError(f'expected a uint8 or uint16 array (H, W) or (H, W, 1|3|4), found {a.dtype} {a.shape}')
-    if a.dtype == np.uint16: a = _to_bytes(a)
+    if a.dtype == np.uint16:
+        a = _to_bytes(a)
     return Image.fromarray(a[..., 0] if a.shape[2:] == (1,) else a)
 
 # %% ../../nbs/data/32_dataset.ipynb #7010299b
 @contextmanager
 def reading(
     path: str | Path,  # the file
-    what: str,         # what it should be, for the error: 'image'
+    what: str,  # what it should be, for the error: 'image'
 ) -> Iterator[None]:
     "Any reader's error, with the file's name; a pipe, from which nothing may ever come, is not read"
     try:
         if os.path.exists(path) and not os.path.isfile(path):
             raise ValueError(f'it is a {"folder" if os.path.isdir(path) else "pipe or device"}')
         yield
-    except FileNotFoundError: raise FileNotFoundError(f'no {what} at {path}') from None
-    except Exception as e: raise ValueError(f'{path} is not a readable {what}: {e}') from e
+    except FileNotFoundError:
+        raise FileNotFoundError(f'no {what} at {path}') from None
+    except Exception as e:
+        raise ValueError(f'{path} is not a readable {what}: {e}') from e
 
 # %% ../../nbs/data/32_dataset.ipynb #c0a7d3e1
 PICTURE_FORMATS = 'PNG', 'JPEG', 'BMP', 'GIF', 'TIFF', 'WEBP', 'PPM'  # that are read
 if limit := os.environ.get('CTXSEG_MAX_PIXELS'):
-    if not limit.isdecimal(): raise ValueError(f'CTXSEG_MAX_PIXELS: expected a number of pixels, found {limit!r}')
-    Image.MAX_IMAGE_PIXELS = int(limit)//2   # Pillow warns above this, and refuses twice as much
+    if not limit.isdecimal():
+        raise ValueError(f'CTXSEG_MAX_PIXELS: expected a number of pixels, found {limit!r}')
+    Image.MAX_IMAGE_PIXELS = int(limit) // 2  # Pillow warns above this, and refuses twice as much
+
 
 @contextmanager
 def _picture(path: str | Path, what: str = 'image', data: bytes | None = None) -> Iterator[Image.Image]:
     "A file of `PICTURE_FORMATS`, open; any error with the file's name. `data`: its bytes, where they have been read"
     with reading(path, what):
-        try: image = Image.open(path if data is None else BytesIO(data), formats=PICTURE_FORMATS)
+        try:
+            image = Image.open(path if data is None else BytesIO(data), formats=PICTURE_FORMATS)
         except UnidentifiedImageError:
             expected = ', '.join(PICTURE_FORMATS)
             raise ValueError(f'expected a file of {expected}, found another or a damaged one') from None
         except Image.DecompressionBombError as e:
             raise ValueError(f'{e} Set CTXSEG_MAX_PIXELS to read larger ones') from None
-        with image: yield image
+        with image:
+            yield image
+
 
 def load_image(
     path: str | Path,  # any image file
 ) -> np.ndarray:  # (H, W, 3) uint8
     "The picture in a file, as `as_rgb` gives it. Raises `FileNotFoundError`, or `ValueError` with the file's name"
-    with _picture(path) as im: return as_rgb(im)
+    with _picture(path) as im:
+        return as_rgb(im)
 
 # %% ../../nbs/data/32_dataset.ipynb #91c5f2aa
-_NOTES = b'eXIf', b'iTXt', b'Raw profile'   # what a PNG that says which side is up has somewhere
+_NOTES = b'eXIf', b'iTXt', b'Raw profile'  # what a PNG that says which side is up has somewhere
+
 
 def image_size(
     path: str | Path,  # any image file
 ) -> tuple[int, int]:  # H, W, pixels
     "The size that `load_image` gives, of a file that is all there, for less. Raises as `load_image` does"
-    with reading(path, 'image'): data = Path(path).read_bytes()
+    with reading(path, 'image'):
+        data = Path(path).read_bytes()
     with _picture(path, data=data) as im:
         w, h = im.size
         if im.format == 'PNG' and not any(note in data for note in _NOTES):
             im.verify()
             return h, w
-        if im.format in ('JPEG', 'MPO'): im.draft('L', (1, 1))
+        if im.format in ('JPEG', 'MPO'):
+            im.draft('L', (1, 1))
         im.load()
-        if im.format not in ('JPEG', 'MPO'): w, h = im.size   # a TIFF is turned while it is loaded
+        if im.format not in ('JPEG', 'MPO'):
+            w, h = im.size  # a TIFF is turned while it is loaded
         return (w, h) if im.getexif().get(0x0112) in (5, 6, 7, 8) else (h, w)
 
 # %% ../../nbs/data/32_dataset.ipynb #aa96c167
@@ -112,10 +133,13 @@ def as_labels(
     if labels.ndim != 2 or labels.dtype.kind not in 'iub':
         found = f'{labels.dtype} {labels.shape}'
         raise ValueError(f'{name}: expected (H, W) labels, whole numbers from 0 to 255, found {found}')
-    if labels.dtype == np.uint8: return labels
+    if labels.dtype == np.uint8:
+        return labels
     low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
-    if low < 0 or high > 255: raise ValueError(f'{name}: expected labels from 0 to 255, found {low} to {high}')
+    if low < 0 or high > 255:
+        raise ValueError(f'{name}: expected labels from 0 to 255, found {low} to {high}')
     return labels.astype(np.uint8)
+
 
 def load_mask(
     path: str | Path,  # an image file with one channel of 8 bits, without loss
@@ -132,16 +156,19 @@ def load_mask(
 # %% ../../nbs/data/32_dataset.ipynb #982f528c
 def load_mat(
     path: str | Path,  # a MATLAB file
-    variable: str,     # its name in the file
+    variable: str,  # its name in the file
 ) -> np.ndarray:
     "One variable of a MATLAB file. Raises `FileNotFoundError`, or `ValueError` with the file's name"
-    with reading(path, 'MATLAB file'): found = loadmat(path, variable_names=[variable], appendmat=False)
-    if variable not in found: raise ValueError(f"{path}: no variable '{variable}'")
+    with reading(path, 'MATLAB file'):
+        found = loadmat(path, variable_names=[variable], appendmat=False)
+    if variable not in found:
+        raise ValueError(f"{path}: no variable '{variable}'")
     return found[variable]
+
 
 def load_mat_mask(
     path: str | Path,  # a MATLAB file
-    variable: str,     # its name in the file
+    variable: str,  # its name in the file
 ) -> np.ndarray:  # (H, W) uint8 labels
     "The labels in a MATLAB file, which may be stored as floats. Raises as `load_mat` and `as_labels` do"
     raw = load_mat(path, variable)
@@ -150,7 +177,7 @@ def load_mat_mask(
 
 # %% ../../nbs/data/32_dataset.ipynb #544ae051
 def check_mask(
-    mask: Any,       # (H, W) integer labels
+    mask: Any,  # (H, W) integer labels
     n_classes: int,  # K: labels are 0 to K-1, and `IGNORE`
     path: str | Path = 'the mask',  # where it comes from, for the error
     size: Sequence[int] | None = None,  # (H, W) of its image, where known
@@ -160,17 +187,20 @@ def check_mask(
     mask = as_labels(mask, path)
     bad = (mask >= n_classes) & (mask != IGNORE)
     if bad.any():
-        raise ValueError(f'{path}: label {mask[bad][0]} in {bad.sum()} of {mask.size} pixels, '
-                         f'expected 0 to {n_classes - 1} or {IGNORE} (void)')
+        raise ValueError(
+            f'{path}: label {mask[bad][0]} in {bad.sum()} of {mask.size} pixels, '
+            f'expected 0 to {n_classes - 1} or {IGNORE} (void)'
+        )
     if size is not None and mask.shape != tuple(size):
-        raise ValueError(f'{path} is {mask.shape[0]}×{mask.shape[1]} (height×width), '
-                         f'but {image} is {size[0]}×{size[1]}')
+        raise ValueError(
+            f'{path} is {mask.shape[0]}×{mask.shape[1]} (height×width), but {image} is {size[0]}×{size[1]}'
+        )
     return mask
 
 # %% ../../nbs/data/32_dataset.ipynb #b84d19e6
 def missing_classes(
     pixels: Sequence[int] | np.ndarray,  # (K,) pixels of each class
-    void: int,   # pixels without a class
+    void: int,  # pixels without a class
     class_names: Sequence[str],  # of the K classes
     where: str,  # what was counted: '20 training masks'
 ) -> str:  # which classes have no pixel, '' where all have
@@ -182,12 +212,16 @@ def missing_classes(
     if not there or len(there) == 1 < len(class_names):
         counts = [f"{n} pixels of '{name}'" for name, n in there or [('any class', 0)]]
         found = ' and '.join([*counts, f'{void} pixels of void ({IGNORE})'])
-        raise ValueError(f'{where}: expected labels of {len(class_names)} classes, found {found}. '
-                         'Where masks are of 0 and 255, replace 255 by 1')
-    if not missing: return ''
+        raise ValueError(
+            f'{where}: expected labels of {len(class_names)} classes, found {found}. '
+            'Where masks are of 0 and 255, replace 255 by 1'
+        )
+    if not missing:
+        return ''
     names = ', '.join(missing[:5]) + (', ...' if len(missing) > 5 else '')
-    return (f'{where}: no pixel of {len(missing)} of {len(class_names)} classes ({names}), '
-            f'{void} pixels of void ({IGNORE})')
+    return (
+        f'{where}: no pixel of {len(missing)} of {len(class_names)} classes ({names}), {void} pixels of void ({IGNORE})'
+    )
 
 # %% ../../nbs/data/32_dataset.ipynb #fe362f3f
 def make_label_map(
@@ -206,17 +240,20 @@ def read_lines(
     """The lines of a list, stripped, without empty ones
 
     Raises `FileNotFoundError`, or `ValueError` with the file's name, for an empty list too"""
-    with reading(file, 'text file'): lines = Path(file).read_text(encoding='utf-8-sig').splitlines()
+    with reading(file, 'text file'):
+        lines = Path(file).read_text(encoding='utf-8-sig').splitlines()
     lines = [line.strip() for line in lines if line.strip()]
-    if not lines: raise ValueError(f'{file}: expected a list, one name a line, found none')
+    if not lines:
+        raise ValueError(f'{file}: expected a list, one name a line, found none')
     return lines
 
+
 def safe_name(
-    name: str,         # of a file, from a list
+    name: str,  # of a file, from a list
     file: str | Path,  # the list, for the error
 ) -> str:  # the same name
     "`name`, or a `ValueError` where it leads out of the folder that it is looked for in"
-    path = PureWindowsPath(name)   # knows both kinds of slashes
+    path = PureWindowsPath(name)  # knows both kinds of slashes
     if path.anchor or '..' in path.parts:
         raise ValueError(f"{file}: expected names of files in the data set's folder, found '{name}'")
     return name
@@ -228,25 +265,28 @@ def read_stems(
     "The names in a list of files: first word of each line, without folder and suffix. Raises as `read_lines` does"
     return [Path(line.split()[0]).stem for line in read_lines(file)]
 
+
 def number_in_name(
     file: str | Path,  # for the error
-    text: str,         # the part of its name that should be a number
+    text: str,  # the part of its name that should be a number
 ) -> int:
     "The number in the name of a file. Raises `ValueError` with the file's name where there is none"
-    if not text.isdecimal(): raise ValueError(f"{file}: expected a number in the file's name, found '{text}'")
+    if not text.isdecimal():
+        raise ValueError(f"{file}: expected a number in the file's name, found '{text}'")
     return int(text)
 
 # %% ../../nbs/data/32_dataset.ipynb #55387362
 class SegDataset:
     "Images and masks as they lie on disk; a subclass says where, and what the labels in the files mean"
-    name: str = 'data set'   # in messages
-    how_to_get: str = ''     # where the files can be had, said when one is missing
+
+    name: str = 'data set'  # in messages
+    how_to_get: str = ''  # where the files can be had, said when one is missing
     splits: tuple[str, ...] = ('train', 'val', 'test')
     optional_splits: tuple[str, ...] = ('test',)  # those that not everybody has
     split_sizes: dict[str, int] = {}  # pictures of a split, as published
-    info: DatasetInfo        # names and colours of the classes
-    n_labels: int            # the files have labels 0 to `n_labels` - 1, and `IGNORE`
-    label_map: np.ndarray    # (256,) uint8, as `make_label_map` gives it
+    info: DatasetInfo  # names and colours of the classes
+    n_labels: int  # the files have labels 0 to `n_labels` - 1, and `IGNORE`
+    label_map: np.ndarray  # (256,) uint8, as `make_label_map` gives it
     options: dict[str, Any]  # what the class was told beside its folder
 
     def __new__(cls, *args: Any, **kwargs: Any) -> SegDataset:
@@ -256,45 +296,54 @@ class SegDataset:
         ds.options = {k: v for k, v in list(given.arguments.items())[1:] if k != 'path'}
         return ds
 
-    def __init__(self,
+    def __init__(
+        self,
         path: str | Path,  # the folder of the data set
     ) -> None:
         self.path = self.require('folder', Path(path))
-        if not self.path.is_dir(): raise ValueError(f'{self.name}: expected a folder, found the file {path}')
+        if not self.path.is_dir():
+            raise ValueError(f'{self.name}: expected a folder, found the file {path}')
 
     @classmethod
-    def count_classes(cls,
+    def count_classes(
+        cls,
         **options: Any,  # of the class, beside its folder
     ) -> int:
         "K, told without any file. Raises `ValueError` where only the files know"
-        if not hasattr(cls, 'info'): raise ValueError(f'{cls.name}: only its files tell how many classes it has')
+        if not hasattr(cls, 'info'):
+            raise ValueError(f'{cls.name}: only its files tell how many classes it has')
         return cls.info.n_classes
 
-    def list_pairs(self,
+    def list_pairs(
+        self,
         split: str,  # one of `splits`
     ) -> list[tuple[Path, Path]]:  # (image path, mask path) pairs
         "The files of a split; every data set has its own"
         raise NotImplementedError
 
-    def load_labels(self,
+    def load_labels(
+        self,
         mask: Path,  # of a pair
     ) -> np.ndarray:  # (H, W) uint8
         "The labels of a mask as they are in its file"
         return load_mask(mask)
 
-    def read(self,
+    def read(
+        self,
         image: Path,  # of a pair
     ) -> np.ndarray:  # (H, W, 3) uint8
         "A picture"
         return load_image(image)
 
-    def read_mask(self,
+    def read_mask(
+        self,
         mask: Path,  # of a pair
     ) -> np.ndarray:  # (H, W) uint8
         "The classes of a mask, as `info` numbers them, void as `IGNORE`"
         return self.label_map[check_mask(self.load_labels(mask), self.n_labels, mask)]
 
-    def split(self,
+    def split(
+        self,
         name: str,  # one of `splits`
     ) -> list[tuple[Path, Path]]:  # (image path, mask path) pairs
         """The files of a split, all of them present
@@ -307,24 +356,29 @@ class SegDataset:
             raise ValueError(f"{self.name}: no picture in the split '{name}' of {self.path}. {self.how_to_get}")
         return pairs
 
-    def require(self,
-        what: str,   # for the error
+    def require(
+        self,
+        what: str,  # for the error
         path: Path,  # a file or folder
     ) -> Path:  # the same path
         "`path`, or a `FileNotFoundError` that says where to get it"
-        if not path.exists(): raise FileNotFoundError(f'{self.name}: no {what} at {path}. {self.how_to_get}')
+        if not path.exists():
+            raise FileNotFoundError(f'{self.name}: no {what} at {path}. {self.how_to_get}')
         return path
 
-    def list_files(self,
+    def list_files(
+        self,
         folder: Path,
         pattern: str,  # as for `Path.glob`
     ) -> list[Path]:
         "What `pattern` finds in a folder, in the order of names. Raises `FileNotFoundError` where it finds nothing"
         found = sorted(self.require('folder', folder).glob(pattern))
-        if not found: raise FileNotFoundError(f'{self.name}: no {pattern} in {folder}. {self.how_to_get}')
+        if not found:
+            raise FileNotFoundError(f'{self.name}: no {pattern} in {folder}. {self.how_to_get}')
         return found
 
-    def read_names(self,
+    def read_names(
+        self,
         file: Path,  # a list, one name a line
     ) -> list[str]:
         """The names of pictures in a list
@@ -336,16 +390,17 @@ class SegDataset:
     def images_per_label(self) -> np.ndarray:
         "(n_labels,) in how many training pictures each label of the files occurs; reads every training mask"
         seen = [np.bincount(self.load_labels(m).ravel(), minlength=256) > 0 for _, m in self.split('train')]
-        return np.sum(seen, 0)[:self.n_labels]
+        return np.sum(seen, 0)[: self.n_labels]
 
 # %% ../../nbs/data/32_dataset.ipynb #fd1cdcca
 # name → `SegDataset` class; the modules left out register none, and are slow to import
 DATASETS: Registry = Registry('data set', 'ctxseg_nb.data', skip=('dataloaders', 'transforms'))
 
+
 def open_dataset(
-    name: str,         # one of `DATASETS`
+    name: str,  # one of `DATASETS`
     path: str | Path,  # its folder
-    **options: Any,    # of its class
+    **options: Any,  # of its class
 ) -> SegDataset:
     "The data set in a folder. Raises `ValueError` for an unknown name or option"
     data_set = DATASETS[name]

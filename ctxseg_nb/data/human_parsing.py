@@ -4,9 +4,12 @@
 
 # %% ../../nbs/data/40_human_parsing.ipynb #1425b79e
 from __future__ import annotations
+
 import re
 from pathlib import Path
+
 import numpy as np
+
 from ..core import DatasetInfo
 from .dataset import DATASETS, SegDataset, make_label_map
 
@@ -14,12 +17,36 @@ from .dataset import DATASETS, SegDataset, make_label_map
 __all__ = ['LIP', 'CIHP']
 
 # %% ../../nbs/data/40_human_parsing.ipynb #3acf1695
-_LIP_CLASS_NAMES = tuple('''Background Hat Hair Glove Sunglasses UpperClothes Dress Coat Socks Pants Jumpsuits
-    Scarf Skirt Face Left-arm Right-arm Left-leg Right-leg Left-shoe Right-shoe'''.split())
+_LIP_CLASS_NAMES = tuple(
+    '''Background Hat Hair Glove Sunglasses UpperClothes Dress Coat Socks Pants Jumpsuits
+    Scarf Skirt Face Left-arm Right-arm Left-leg Right-leg Left-shoe Right-shoe'''.split()
+)
 _CIHP_CLASS_NAMES = tuple('Torso-skin' if c == 'Jumpsuits' else c for c in _LIP_CLASS_NAMES)
-_PALETTE = np.array([(0,0,0), (128,0,0), (255,0,0), (0,85,0), (170,0,51), (255,85,0), (0,0,85), (0,119,221), (85,85,0),
-    (0,85,85), (85,51,0), (52,86,128), (0,128,0), (0,0,255), (51,170,221), (0,255,255), (85,255,170), (170,255,85),
-    (255,255,0), (255,170,0)], np.uint8)
+_PALETTE = np.array(
+    [
+        (0, 0, 0),
+        (128, 0, 0),
+        (255, 0, 0),
+        (0, 85, 0),
+        (170, 0, 51),
+        (255, 85, 0),
+        (0, 0, 85),
+        (0, 119, 221),
+        (85, 85, 0),
+        (0, 85, 85),
+        (85, 51, 0),
+        (52, 86, 128),
+        (0, 128, 0),
+        (0, 0, 255),
+        (51, 170, 221),
+        (0, 255, 255),
+        (85, 255, 170),
+        (170, 255, 85),
+        (255, 255, 0),
+        (255, 170, 0),
+    ],
+    np.uint8,
+)
 
 # %% ../../nbs/data/40_human_parsing.ipynb #5a5cae53
 def _swap_left_right(class_names: tuple[str, ...]) -> tuple[int, ...]:
@@ -30,11 +57,12 @@ def _swap_left_right(class_names: tuple[str, ...]) -> tuple[int, ...]:
 # %% ../../nbs/data/40_human_parsing.ipynb #6b87a914
 def _unpacked(folder: Path) -> Path:
     "`folder`, or the folder of the same name inside it"
-    return folder/folder.name if (folder/folder.name).exists() else folder
+    return folder / folder.name if (folder / folder.name).exists() else folder
 
 # %% ../../nbs/data/40_human_parsing.ipynb #32d3cbde
 class _HumanParsing(SegDataset):
     "Parts of people, 0 to 19"
+
     n_labels, splits, label_map = 20, ('train', 'val'), make_label_map(range(20))
 
     def _places(self, split: str) -> tuple[Path, Path, Path]:
@@ -43,31 +71,42 @@ class _HumanParsing(SegDataset):
 
     def list_pairs(self, split: str) -> list[tuple[Path, Path]]:
         images, masks, names = self._places(split)
-        return [(self.require(f'picture {n} of {names.name}', images/f'{n}.jpg'),
-                 self.require(f'mask of picture {n}', masks/f'{n}.png')) for n in self.read_names(names)]
+        return [
+            (
+                self.require(f'picture {n} of {names.name}', images / f'{n}.jpg'),
+                self.require(f'mask of picture {n}', masks / f'{n}.png'),
+            )
+            for n in self.read_names(names)
+        ]
 
 # %% ../../nbs/data/40_human_parsing.ipynb #fa6209d0
 @DATASETS.register('lip')
 class LIP(_HumanParsing):
     "Look Into Person: one person a picture"
+
     name, split_sizes = 'LIP', dict(train=30_462, val=10_000)
     info = DatasetInfo('lip', _LIP_CLASS_NAMES, _PALETTE, flip_labels=_swap_left_right(_LIP_CLASS_NAMES))
-    how_to_get = ('Get TrainVal_images and TrainVal_parsing_annotations of single-person parsing from sysu-hcp.net/lip '
-                  'and unpack them into one folder.')
+    how_to_get = (
+        'Get TrainVal_images and TrainVal_parsing_annotations of single-person parsing from sysu-hcp.net/lip '
+        'and unpack them into one folder.'
+    )
 
     def _places(self, split: str) -> tuple[Path, Path, Path]:
-        images, masks = (_unpacked(self.path/f) for f in ('TrainVal_images', 'TrainVal_parsing_annotations'))
-        return images/f'{split}_images', masks/f'{split}_segmentations', images/f'{split}_id.txt'
+        images, masks = (_unpacked(self.path / f) for f in ('TrainVal_images', 'TrainVal_parsing_annotations'))
+        return images / f'{split}_images', masks / f'{split}_segmentations', images / f'{split}_id.txt'
 
 # %% ../../nbs/data/40_human_parsing.ipynb #461b9efe
 @DATASETS.register('cihp')
 class CIHP(_HumanParsing):
     "Crowd Instance-level Human Parsing: several people a picture; label 10 is not LIP's"
+
     name, split_sizes = 'CIHP', dict(train=28_280, val=5_000)
     info = DatasetInfo('cihp', _CIHP_CLASS_NAMES, _PALETTE, flip_labels=_swap_left_right(_CIHP_CLASS_NAMES))
-    how_to_get = ('Get instance-level_human_parsing.tar.gz of multi-person parsing from sysu-hcp.net/lip '
-                  'and give the folder with Training and Validation.')
+    how_to_get = (
+        'Get instance-level_human_parsing.tar.gz of multi-person parsing from sysu-hcp.net/lip '
+        'and give the folder with Training and Validation.'
+    )
 
     def _places(self, split: str) -> tuple[Path, Path, Path]:
-        half = self.path/dict(train='Training', val='Validation')[split]
-        return half/'Images', half/'Category_ids', half/f'{split}_id.txt'
+        half = self.path / dict(train='Training', val='Validation')[split]
+        return half / 'Images', half / 'Category_ids', half / f'{split}_id.txt'

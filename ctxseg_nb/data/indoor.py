@@ -4,8 +4,11 @@
 
 # %% ../../nbs/data/41_indoor.ipynb #8d455f8a
 from __future__ import annotations
+
 from pathlib import Path
+
 import numpy as np
+
 from ..core import DatasetInfo
 from .dataset import DATASETS, SegDataset, load_mat_mask, make_label_map, number_in_name
 
@@ -13,43 +16,63 @@ from .dataset import DATASETS, SegDataset, load_mat_mask, make_label_map, number
 __all__ = ['NYUDv2', 'SUNRGBD']
 
 # %% ../../nbs/data/41_indoor.ipynb #ef6821cf
-_NYU_CLASS_NAMES = tuple((
-    'wall|floor|cabinet|bed|chair|sofa|table|door|window|bookshelf|picture|counter|blinds|desk|shelves|curtain|dresser|'
-    'pillow|mirror|floor mat|clothes|ceiling|books|refrigerator|television|paper|towel|shower curtain|box|whiteboard|'
-    'person|night stand|toilet|sink|lamp|bathtub|bag|other structure|other furniture|other prop').split('|'))
+_NYU_CLASS_NAMES = tuple(
+    (
+        'wall|floor|cabinet|bed|chair|sofa|table|door|window|bookshelf|picture|counter|blinds|desk|shelves|curtain|dresser|'
+        'pillow|mirror|floor mat|clothes|ceiling|books|refrigerator|television|'
+        'paper|towel|shower curtain|box|whiteboard|'
+        'person|night stand|toilet|sink|lamp|bathtub|bag|other structure|other furniture|other prop'
+    ).split('|')
+)
 _SUN_CLASS_NAMES = tuple(dict(refrigerator='fridge', television='tv').get(c, c) for c in _NYU_CLASS_NAMES[:37])
 
 # %% ../../nbs/data/41_indoor.ipynb #b537d76b
 @DATASETS.register('nyudv2')
 class NYUDv2(SegDataset):
     "NYUDv2 with 40 classes, as FCN's authors pass it on; `train` is the training set of 795, `val` the test set"
+
     name, splits, split_sizes = 'NYUDv2', ('train', 'val'), dict(train=795, val=654)
     n_labels, info, label_map = 41, DatasetInfo('nyudv2', _NYU_CLASS_NAMES), make_label_map(range(1, 41))
-    how_to_get = ('Get http://dl.caffe.berkeleyvision.org/nyud.tar.gz, and train.txt, val.txt, test.txt of '
-                  'github.com/shelhamer/fcn.berkeleyvision.org/tree/master/data/nyud, '
-                  'in one folder with data/images and segmentation.')
+    how_to_get = (
+        'Get http://dl.caffe.berkeleyvision.org/nyud.tar.gz, and train.txt, val.txt, test.txt of '
+        'github.com/shelhamer/fcn.berkeleyvision.org/tree/master/data/nyud, '
+        'in one folder with data/images and segmentation.'
+    )
 
     def list_pairs(self, split: str) -> list[tuple[Path, Path]]:
         lists = dict(train=('train', 'val'), val=('test',))[split]
-        numbers = [n for name in lists for n in self.read_names(self.path/f'{name}.txt')]
-        return [(self.require(f'picture {n}', self.path/'data'/'images'/f'img_{n}.png'),
-                 self.require(f'mask of picture {n}', self.path/'segmentation'/f'img_{n}.mat')) for n in numbers]
+        numbers = [n for name in lists for n in self.read_names(self.path / f'{name}.txt')]
+        return [
+            (
+                self.require(f'picture {n}', self.path / 'data' / 'images' / f'img_{n}.png'),
+                self.require(f'mask of picture {n}', self.path / 'segmentation' / f'img_{n}.mat'),
+            )
+            for n in numbers
+        ]
 
-    def load_labels(self, mask: Path) -> np.ndarray: return load_mat_mask(mask, 'segmentation')
+    def load_labels(self, mask: Path) -> np.ndarray:
+        return load_mat_mask(mask, 'segmentation')
 
 # %% ../../nbs/data/41_indoor.ipynb #dfc7aa0d
 @DATASETS.register('sunrgbd')
 class SUNRGBD(SegDataset):
     "SUN RGB-D with 37 classes, as Ankur Handa exported it; `val` is the test set"
+
     name, splits, split_sizes = 'SUN RGB-D', ('train', 'val'), dict(train=5_285, val=5_050)
     n_labels, info, label_map = 38, DatasetInfo('sunrgbd', _SUN_CLASS_NAMES), make_label_map(range(1, 38))
-    how_to_get = ('Get SUNRGBD-train_images.tgz, SUNRGBD-test_images.tgz and sunrgbd_train_test_labels.tar.gz '
-                  'as github.com/ankurhanda/sunrgbd-meta-data says, and unpack them into one folder.')
+    how_to_get = (
+        'Get SUNRGBD-train_images.tgz, SUNRGBD-test_images.tgz and sunrgbd_train_test_labels.tar.gz '
+        'as github.com/ankurhanda/sunrgbd-meta-data says, and unpack them into one folder.'
+    )
 
     def list_pairs(self, split: str) -> list[tuple[Path, Path]]:
         folder = dict(train='SUNRGBD-train_images', val='SUNRGBD-test_images')[split]
-        before = self.split_sizes['val'] if split == 'train' else 0   # the masks of the test set come first
+        before = self.split_sizes['val'] if split == 'train' else 0  # the masks of the test set come first
+
         def mask(f: Path) -> Path:
-            return self.path/'sunrgbd_train_test_labels'/f'img-{number_in_name(f, f.stem[4:]) + before:06}.png'
-        return [(f, self.require(f'mask of {folder}/{f.name}', mask(f)))
-                for f in self.list_files(self.path/folder, 'img-[0-9]*.jpg')]
+            return self.path / 'sunrgbd_train_test_labels' / f'img-{number_in_name(f, f.stem[4:]) + before:06}.png'
+
+        return [
+            (f, self.require(f'mask of {folder}/{f.name}', mask(f)))
+            for f in self.list_files(self.path / folder, 'img-[0-9]*.jpg')
+        ]

@@ -4,9 +4,12 @@
 
 # %% ../../nbs/data/39_kitti.ipynb #a0713ba2
 from __future__ import annotations
+
 from pathlib import Path
+
 import numpy as np
 from scipy.io import whosmat
+
 from ..core import DatasetInfo
 from .dataset import DATASETS, SegDataset, load_mat_mask, make_label_map, number_in_name, reading
 
@@ -16,29 +19,52 @@ __all__ = ['KITTI']
 # %% ../../nbs/data/39_kitti.ipynb #96a03ea4
 def _only_matrix(path: Path) -> np.ndarray:
     "The labels in a MATLAB file of one variable"
-    with reading(path, 'MATLAB file'): names = [name for name, *_ in whosmat(path)]
-    if len(names) != 1: raise ValueError(f"{path}: expected one variable, found {', '.join(names) or 'none'}")
+    with reading(path, 'MATLAB file'):
+        names = [name for name, *_ in whosmat(path)]
+    if len(names) != 1:
+        raise ValueError(f"{path}: expected one variable, found {', '.join(names) or 'none'}")
     return load_mat_mask(path, names[0])
 
 # %% ../../nbs/data/39_kitti.ipynb #76e86c0c
 @DATASETS.register('kitti')
 class KITTI(SegDataset):
     "252 pictures of KITTI's tracking benchmark with the labels of Zhang et al. (2015); `val` is their test set"
+
     name, splits, split_sizes = 'KITTI', ('train', 'val'), dict(train=140, val=112)
-    how_to_get = ('Get the labels of Zhang et al., Sensor fusion for semantic segmentation of urban scenes, ICRA 2015 '
-                  '(image_02/trn, image_02/test) and data_tracking_image_2.zip of cvlibs.net/datasets/kitti '
-                  '(training/image_02), in one folder.')
-    info = DatasetInfo('kitti',
+    how_to_get = (
+        'Get the labels of Zhang et al., Sensor fusion for semantic segmentation of urban scenes, ICRA 2015 '
+        '(image_02/trn, image_02/test) and data_tracking_image_2.zip of cvlibs.net/datasets/kitti '
+        '(training/image_02), in one folder.'
+    )
+    info = DatasetInfo(
+        'kitti',
         tuple('building sky road vegetation sidewalk car pedestrian cyclist signage fence'.split()),
-        np.array([(153,0,0), (0,51,102), (160,160,160), (0,102,0), (255,228,196), (255,200,50), (255,153,255),
-                  (204,153,255), (130,255,255), (193,120,87)], np.uint8))
+        np.array(
+            [
+                (153, 0, 0),
+                (0, 51, 102),
+                (160, 160, 160),
+                (0, 102, 0),
+                (255, 228, 196),
+                (255, 200, 50),
+                (255, 153, 255),
+                (204, 153, 255),
+                (130, 255, 255),
+                (193, 120, 87),
+            ],
+            np.uint8,
+        ),
+    )
     n_labels, label_map = 11, make_label_map(range(1, 11))
 
     def list_pairs(self, split: str) -> list[tuple[Path, Path]]:
-        masks = self.list_files(self.path/'image_02'/dict(train='trn', val='test')[split], '[0-9]*/[0-9]*.mat')
+        masks = self.list_files(self.path / 'image_02' / dict(train='trn', val='test')[split], '[0-9]*/[0-9]*.mat')
+
         def image(m: Path) -> Path:
             run, number = number_in_name(m, m.parent.name), number_in_name(m, m.stem)
-            return self.path/'training'/'image_02'/f'{run:04}'/f'{number:06}.png'
+            return self.path / 'training' / 'image_02' / f'{run:04}' / f'{number:06}.png'
+
         return [(self.require(f'picture of {m.parent.name}/{m.name}', image(m)), m) for m in masks]
 
-    def load_labels(self, mask: Path) -> np.ndarray: return _only_matrix(mask)
+    def load_labels(self, mask: Path) -> np.ndarray:
+        return _only_matrix(mask)

@@ -4,11 +4,23 @@
 
 # %% ../../nbs/data/34_pascal.ipynb #dbb3560b
 from __future__ import annotations
+
 from pathlib import Path
+
 import numpy as np
+
 from ..core import DatasetInfo
-from .dataset import (DATASETS, SegDataset, as_labels, load_mask, load_mat, make_label_map, read_lines,
-                                    read_stems, reading)
+from ctxseg_nb.data.dataset import (
+    DATASETS,
+    SegDataset,
+    as_labels,
+    load_mask,
+    load_mat,
+    make_label_map,
+    read_lines,
+    read_stems,
+    reading,
+)
 
 # %% auto #0
 __all__ = ['VOC_CLASS_NAMES', 'CONTEXT_LABELS', 'voc_palette', 'VOC2012', 'PascalContext']
@@ -16,35 +28,41 @@ __all__ = ['VOC_CLASS_NAMES', 'CONTEXT_LABELS', 'voc_palette', 'VOC2012', 'Pasca
 # %% ../../nbs/data/34_pascal.ipynb #cbd99292
 def _find(path: Path, holds: str, *below: str) -> Path:
     "`path` or the first folder `below` it that `holds` something; the last of them where none does"
-    places = [path, *(path/b for b in below)]
-    return next((p for p in places if (p/holds).exists()), places[-1])
+    places = [path, *(path / b for b in below)]
+    return next((p for p in places if (p / holds).exists()), places[-1])
 
 # %% ../../nbs/data/34_pascal.ipynb #3f4aec85
 class _VOCDevkit(SegDataset):
     "Pictures of a year of VOC"
+
     year: str  # the folder's name: 'VOC2012'
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
         self.voc = _find(self.path, 'JPEGImages', self.year, f'VOCdevkit/{self.year}')
-        self.require('images', self.voc/'JPEGImages')
+        self.require('images', self.voc / 'JPEGImages')
 
     def _with_images(self, masks: dict[str, Path]) -> list[tuple[Path, Path]]:
         "(image, mask) for each name → mask, all of them present"
-        return [(self.require(f'image {n}', self.voc/'JPEGImages'/f'{n}.jpg'), self.require(f'mask of {n}', m))
-                for n, m in masks.items()]
+        return [
+            (self.require(f'image {n}', self.voc / 'JPEGImages' / f'{n}.jpg'), self.require(f'mask of {n}', m))
+            for n, m in masks.items()
+        ]
 
 # %% ../../nbs/data/34_pascal.ipynb #c5822446
-VOC_CLASS_NAMES = tuple('''background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike
-    person pottedplant sheep sofa train tvmonitor'''.split())
+VOC_CLASS_NAMES = tuple(
+    '''background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike
+    person pottedplant sheep sofa train tvmonitor'''.split()
+)
+
 
 def voc_palette(
     n: int = 21,  # number of labels
 ) -> np.ndarray:  # (n, 3) uint8
     "VOC's colours: bit k of a label is bit 7 - ⌊k/3⌋ of channel k mod 3"
-    k = np.arange(3)[:, None] + 3*np.arange(3)         # (3 channels, 3 bits each)
-    bits = np.arange(n)[:, None, None] >> k & 1        # (n, 3, 3)
-    return (bits << 7 - k//3).sum(-1).astype(np.uint8)
+    k = np.arange(3)[:, None] + 3 * np.arange(3)  # (3 channels, 3 bits each)
+    bits = np.arange(n)[:, None, None] >> k & 1  # (n, 3, 3)
+    return (bits << 7 - k // 3).sum(-1).astype(np.uint8)
 
 # %% ../../nbs/data/34_pascal.ipynb #aafce445
 def _sbd_labels(path: Path) -> np.ndarray:
@@ -58,15 +76,19 @@ def _sbd_labels(path: Path) -> np.ndarray:
 @DATASETS.register('voc2012')
 class VOC2012(_VOCDevkit):
     "PASCAL VOC 2012 as it unpacks, with SBD as 'trainaug' and 'trainvalaug'; background is a class"
+
     name, year = 'PASCAL VOC 2012', 'VOC2012'
     splits = 'train', 'val', 'trainval', 'trainaug', 'trainvalaug'
     optional_splits = 'trainaug', 'trainvalaug'
     n_labels, info, label_map = 21, DatasetInfo('voc2012', VOC_CLASS_NAMES, voc_palette()), make_label_map(range(21))
-    how_to_get = ('Get VOCtrainval_11-May-2012.tar from host.robots.ox.ac.uk/pascal/VOC/voc2012, it unpacks to '
-                  'VOCdevkit/VOC2012; for the splits with aug also benchmark.tgz from '
-                  'home.bharathh.info/pubs/codes/SBD, it unpacks to benchmark_RELEASE: beside VOCdevkit, or given as sbd.')
+    how_to_get = (
+        'Get VOCtrainval_11-May-2012.tar from host.robots.ox.ac.uk/pascal/VOC/voc2012, it unpacks to '
+        'VOCdevkit/VOC2012; for the splits with aug also benchmark.tgz from '
+        'home.bharathh.info/pubs/codes/SBD, it unpacks to benchmark_RELEASE: beside VOCdevkit, or given as sbd.'
+    )
 
-    def __init__(self,
+    def __init__(
+        self,
         path: str | Path,  # the folder VOC2012, VOCdevkit, or the one above
         sbd: str | Path | None = None,  # folder of SBD, or above; if not given, SegmentationClassAug, or SBD in `path`
     ) -> None:
@@ -74,21 +96,22 @@ class VOC2012(_VOCDevkit):
         self.sbd = sbd
 
     def _list(self, split: str) -> list[str]:
-        return read_stems(self.require('split file', self.voc/'ImageSets'/'Segmentation'/f'{split}.txt'))
+        return read_stems(self.require('split file', self.voc / 'ImageSets' / 'Segmentation' / f'{split}.txt'))
 
     def _added(self) -> dict[str, Path]:
         "Name → mask of what SBD adds to VOC's own pictures"
-        png = self.voc/'SegmentationClassAug'
-        if self.sbd is None and png.exists(): masks = {n: png/f'{n}.png' for n in self._list('trainaug')}
+        png = self.voc / 'SegmentationClassAug'
+        if self.sbd is None and png.exists():
+            masks = {n: png / f'{n}.png' for n in self._list('trainaug')}
         else:
             sbd = _find(Path(self.sbd or self.path), 'cls', 'dataset', 'benchmark_RELEASE/dataset')
-            lists = [self.require('split file of SBD', sbd/f'{s}.txt') for s in ('train', 'val')]
-            masks = {n: sbd/'cls'/f'{n}.mat' for file in lists for n in read_stems(file)}
+            lists = [self.require('split file of SBD', sbd / f'{s}.txt') for s in ('train', 'val')]
+            masks = {n: sbd / 'cls' / f'{n}.mat' for file in lists for n in read_stems(file)}
         own = set(self._list('trainval'))
         return {n: m for n, m in masks.items() if n not in own}
 
     def list_pairs(self, split: str) -> list[tuple[Path, Path]]:
-        masks = {n: self.voc/'SegmentationClass'/f'{n}.png' for n in self._list(split.removesuffix('aug'))}
+        masks = {n: self.voc / 'SegmentationClass' / f'{n}.png' for n in self._list(split.removesuffix('aug'))}
         return self._with_images(masks | self._added() if split.endswith('aug') else masks)
 
     def load_labels(self, mask: Path) -> np.ndarray:
@@ -96,12 +119,66 @@ class VOC2012(_VOCDevkit):
 
 # %% ../../nbs/data/34_pascal.ipynb #28e67eb9
 CONTEXT_LABELS = dict(
-    aeroplane=2, bag=9, bed=18, bedclothes=19, bench=22, bicycle=23, bird=25, boat=31, book=33, bottle=34, building=44,
-    bus=45, cabinet=46, car=59, cat=65, ceiling=68, chair=72, cloth=80, computer=85, cow=98, cup=104, curtain=105,
-    dog=113, door=115, fence=144, floor=158, flower=159, food=162, grass=187, ground=189, horse=207, keyboard=220,
-    light=232, motorbike=258, mountain=259, mouse=260, person=284, plate=295, platform=296, pottedplant=308, road=324,
-    rock=326, sheep=347, shelves=349, sidewalk=354, sign=355, sky=360, snow=366, sofa=368, table=397, track=415,
-    train=416, tree=420, truck=424, tvmonitor=427, wall=440, water=445, window=454, wood=458)
+    aeroplane=2,
+    bag=9,
+    bed=18,
+    bedclothes=19,
+    bench=22,
+    bicycle=23,
+    bird=25,
+    boat=31,
+    book=33,
+    bottle=34,
+    building=44,
+    bus=45,
+    cabinet=46,
+    car=59,
+    cat=65,
+    ceiling=68,
+    chair=72,
+    cloth=80,
+    computer=85,
+    cow=98,
+    cup=104,
+    curtain=105,
+    dog=113,
+    door=115,
+    fence=144,
+    floor=158,
+    flower=159,
+    food=162,
+    grass=187,
+    ground=189,
+    horse=207,
+    keyboard=220,
+    light=232,
+    motorbike=258,
+    mountain=259,
+    mouse=260,
+    person=284,
+    plate=295,
+    platform=296,
+    pottedplant=308,
+    road=324,
+    rock=326,
+    sheep=347,
+    shelves=349,
+    sidewalk=354,
+    sign=355,
+    sky=360,
+    snow=366,
+    sofa=368,
+    table=397,
+    track=415,
+    train=416,
+    tree=420,
+    truck=424,
+    tvmonitor=427,
+    wall=440,
+    water=445,
+    window=454,
+    wood=458,
+)
 _FROM_459 = np.zeros(460, np.uint8)  # label in the .mat files → 0 background, 1 to 59 the classes
 _FROM_459[list(CONTEXT_LABELS.values())] = range(1, 60)
 
@@ -109,10 +186,12 @@ _FROM_459[list(CONTEXT_LABELS.values())] = range(1, 60)
 def _check_names(file: Path) -> None:
     "Raise `ValueError` where a list of the 459 words has others at the numbers of the 59"
     lines = read_lines(file)
-    with reading(file, 'list of labels'): words = dict(''.join(line.split()).split(':') for line in lines)
+    with reading(file, 'list of labels'):
+        words = dict(''.join(line.split()).split(':') for line in lines)
     for name, k in CONTEXT_LABELS.items():
         word = words.get(str(k))
-        if word != name: raise ValueError(f"{file}: label {k} is '{word}', expected '{name}'")
+        if word != name:
+            raise ValueError(f"{file}: label {k} is '{word}', expected '{name}'")
 
 # %% ../../nbs/data/34_pascal.ipynb #27ee05f9
 def _context_labels(path: Path) -> np.ndarray:
@@ -128,37 +207,45 @@ def _context_labels(path: Path) -> np.ndarray:
 @DATASETS.register('pascal_context')
 class PascalContext(_VOCDevkit):
     "PASCAL Context: VOC 2010's pictures, every pixel named; 59 classes, or 60 with background"
-    name, year, n_labels, splits = 'PASCAL Context', 'VOC2010', 60, ('train', 'val')
-    how_to_get = ('Get VOCtrainval_03-May-2010.tar from host.robots.ox.ac.uk/pascal/VOC/voc2010, it unpacks to '
-                  'VOCdevkit/VOC2010, and trainval.tar.gz from cs.stanford.edu/~roozbeh/pascal-context, with the folder '
-                  'trainval: beside VOCdevkit or in VOC2010.')
 
-    def __init__(self,
-        path: str | Path,     # the folder VOC2010, VOCdevkit, or the one above
+    name, year, n_labels, splits = 'PASCAL Context', 'VOC2010', 60, ('train', 'val')
+    how_to_get = (
+        'Get VOCtrainval_03-May-2010.tar from host.robots.ox.ac.uk/pascal/VOC/voc2010, it unpacks to '
+        'VOCdevkit/VOC2010, and trainval.tar.gz from cs.stanford.edu/~roozbeh/pascal-context, with the folder '
+        'trainval: beside VOCdevkit or in VOC2010.'
+    )
+
+    def __init__(
+        self,
+        path: str | Path,  # the folder VOC2010, VOCdevkit, or the one above
         n_classes: int = 59,  # 59: background is void; 60: it is class 0
     ) -> None:
         super().__init__(path)
-        if n_classes not in (59, 60): raise ValueError(f'{self.name}: expected n_classes 59 or 60, found {n_classes}')
-        self.info = DatasetInfo('pascal_context', ('background', *CONTEXT_LABELS)[60 - n_classes:])
+        if n_classes not in (59, 60):
+            raise ValueError(f'{self.name}: expected n_classes 59 or 60, found {n_classes}')
+        self.info = DatasetInfo('pascal_context', ('background', *CONTEXT_LABELS)[60 - n_classes :])
         self.label_map = make_label_map(range(60 - n_classes, 60))
 
     @classmethod
-    def count_classes(cls, n_classes: int = 59) -> int: return n_classes
+    def count_classes(cls, n_classes: int = 59) -> int:
+        return n_classes
 
     def _folders(self) -> tuple[Path, Path]:
         "Those of the masks and of the lists"
-        png = self.voc/'SegmentationClassContext'
-        if png.exists(): return png, self.voc/'ImageSets'/'SegmentationContext'
+        png = self.voc / 'SegmentationClassContext'
+        if png.exists():
+            return png, self.voc / 'ImageSets' / 'SegmentationContext'
         above = self.voc.resolve().parent
-        home = next((p for p in (self.path, self.voc, above, above.parent) if (p/'trainval').exists()), self.path)
-        masks = self.require('masks', home/'trainval')
-        if (home/'labels.txt').exists(): _check_names(home/'labels.txt')
-        return masks, self.voc/'ImageSets'/'Main'
+        home = next((p for p in (self.path, self.voc, above, above.parent) if (p / 'trainval').exists()), self.path)
+        masks = self.require('masks', home / 'trainval')
+        if (home / 'labels.txt').exists():
+            _check_names(home / 'labels.txt')
+        return masks, self.voc / 'ImageSets' / 'Main'
 
     def list_pairs(self, split: str) -> list[tuple[Path, Path]]:
         masks, lists = self._folders()
-        names = read_stems(self.require('split file', lists/f'{split}.txt'))
-        return self._with_images({n: masks/f'{n}{".mat" if masks.name == "trainval" else ".png"}' for n in names})
+        names = read_stems(self.require('split file', lists / f'{split}.txt'))
+        return self._with_images({n: masks / f'{n}{".mat" if masks.name == "trainval" else ".png"}' for n in names})
 
     def load_labels(self, mask: Path) -> np.ndarray:
         return _context_labels(mask) if mask.suffix == '.mat' else load_mask(mask)

@@ -4,14 +4,45 @@
 
 # %% ../../nbs/data/01_scenes.ipynb #f212b909
 from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from math import inf
+
 import numpy as np
 import torch
 import torch.nn.functional as F
+
 from ..core import DatasetInfo
-from .canvas import *
+from ctxseg_nb.data.canvas import (
+    CLASS_NAMES,
+    LABEL,
+    PALETTE,
+    Canvas,
+    between,
+    boat,
+    both,
+    box,
+    bridge,
+    cow,
+    disc,
+    either,
+    f4,
+    hills,
+    noise,
+    noise_line,
+    paving,
+    plane,
+    plant,
+    rgb,
+    sky,
+    small_light,
+    speckle,
+    texture,
+    tractor,
+    vary,
+    wave,
+)
 
 # %% auto #0
 __all__ = ['FAMILIES', 'GROUPS', 'SCENES_INFO', 'SCENES_VERSION', 'KINDS', 'Scene', 'ContextScenes', 'through_grid',
@@ -19,137 +50,175 @@ __all__ = ['FAMILIES', 'GROUPS', 'SCENES_INFO', 'SCENES_VERSION', 'KINDS', 'Scen
 
 # %% ../../nbs/data/01_scenes.ipynb #1ee940a4
 FAMILIES = ((9, 10, 11), (12, 13, 14), (15, 16), (17, 18), (19, 20), (21, 22, 23))  # labels that look alike
-GROUPS = dict(local=tuple(range(9)), cooccurrence=FAMILIES[0], regions=FAMILIES[1], position=FAMILIES[2],
-              category=FAMILIES[3] + FAMILIES[4], prototypes=FAMILIES[5])
+GROUPS = dict(
+    local=tuple(range(9)),
+    cooccurrence=FAMILIES[0],
+    regions=FAMILIES[1],
+    position=FAMILIES[2],
+    category=FAMILIES[3] + FAMILIES[4],
+    prototypes=FAMILIES[5],
+)
 SCENES_INFO = DatasetInfo('scenes', CLASS_NAMES, PALETTE, groups=GROUPS)
 
 # %% ../../nbs/data/01_scenes.ipynb #fa645063
 def _cooccurrence(c: Canvas, rng: np.random.Generator, answer: int) -> None:
     horizon = between(rng, 20, 34)
-    sky(c, rng); hills(c, rng, horizon + 2, between(rng, 7, 14))
-    tint = rgb(28, 84, 128) + rng.random(dtype=f4)*rgb(18, 52, -4)
-    waves = wave(c.x/17 + .8*noise(rng, c, 13) + (c.y - horizon)/4.2)
-    ripples = .8*waves + .5*noise(rng, c, 6) + .35*speckle(rng, c)
-    c.paint(c.y - horizon + 0*c.x, texture(tint, ripples, plane((9, 12, 13))), LABEL['sea'] + answer, 1)
+    sky(c, rng)
+    hills(c, rng, horizon + 2, between(rng, 7, 14))
+    tint = rgb(28, 84, 128) + rng.random(dtype=f4) * rgb(18, 52, -4)
+    waves = wave(c.x / 17 + 0.8 * noise(rng, c, 13) + (c.y - horizon) / 4.2)
+    ripples = 0.8 * waves + 0.5 * noise(rng, c, 6) + 0.35 * speckle(rng, c)
+    c.paint(c.y - horizon + 0 * c.x, texture(tint, ripples, plane((9, 12, 13))), LABEL['sea'] + answer, 1)
     x, y = between(rng, 15, 81), between(rng, horizon + 16, 86)
-    if answer < 2: (boat, bridge)[answer](c.around(x, y, 17, 1.25), 1)
+    if answer < 2:
+        (boat, bridge)[answer](c.around(x, y, 17, 1.25), 1)
 
 # %% ../../nbs/data/01_scenes.ipynb #ad800833
 _PAIRS = ((0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1))  # left and right: 0 pasture, 1 cropland, 2 fallow
 
+
 def _regions(c: Canvas, rng: np.random.Generator, answer: int) -> None:
     horizon = between(rng, 14, 20)
-    sky(c, rng); hills(c, rng, horizon + 2, between(rng, 5, 9))
-    middle, slope = between(rng, 38, 58), between(rng, -.12, .12)
-    edge = middle + slope*(c.y - 55) + 3*noise_line(rng, c.y, 17)
+    sky(c, rng)
+    hills(c, rng, horizon + 2, between(rng, 5, 9))
+    middle, slope = between(rng, 38, 58), between(rng, -0.12, 0.12)
+    edge = middle + slope * (c.y - 55) + 3 * noise_line(rng, c.y, 17)
     left = rng.random(dtype=f4)
-    tints = left, (left + between(rng, .4, .6)) % 1
+    tints = left, (left + between(rng, 0.4, 0.6)) % 1
     rows, grain = noise(rng, c, 7), speckle(rng, c)
-    ploughed = .7*wave(c.y/5 + .02*abs(c.x - 48) + .5*rows) + .5*rows + .4*grain
+    ploughed = 0.7 * wave(c.y / 5 + 0.02 * abs(c.x - 48) + 0.5 * rows) + 0.5 * rows + 0.4 * grain
     for k, (tint, kind) in enumerate(zip(tints, _PAIRS[answer])):
-        green = rgb(96, 150, 62) + abs(2*tint - 1)*rgb(96, 24, 14) + (tint > .5)*rgb(-22, -30, 22)
-        c.paint(both(c.y - horizon, (c.x - edge)*(2*k - 1)), texture(green, ploughed, plane((13, 13, 9))),
-                LABEL['pasture'] + kind, k + 1)
-    c.paint(both(3 + .8*rows - abs(c.x - edge), c.y - horizon), texture((44, 84, 46), grain + rows, 14), LABEL['land'])
+        green = rgb(96, 150, 62) + abs(2 * tint - 1) * rgb(96, 24, 14) + (tint > 0.5) * rgb(-22, -30, 22)
+        c.paint(
+            both(c.y - horizon, (c.x - edge) * (2 * k - 1)),
+            texture(green, ploughed, plane((13, 13, 9))),
+            LABEL['pasture'] + kind,
+            k + 1,
+        )
+    c.paint(
+        both(3 + 0.8 * rows - abs(c.x - edge), c.y - horizon), texture((44, 84, 46), grain + rows, 14), LABEL['land']
+    )
     for k, kind in enumerate(_PAIRS[answer]):
-        y, bank = between(rng, horizon + 14, 85), middle + slope*(71 - 55)
+        y, bank = between(rng, horizon + 14, 85), middle + slope * (71 - 55)
         x = between(rng, *((13, bank - 17) if k == 0 else (bank + 17, 82)))
-        if kind < 2: (cow, tractor)[kind](c.around(x, y, 16, 1.25), k + 1)
+        if kind < 2:
+            (cow, tractor)[kind](c.around(x, y, 16, 1.25), k + 1)
 
 # %% ../../nbs/data/01_scenes.ipynb #4e4a1f84
 def _position(c: Canvas, rng: np.random.Generator, answer: int) -> None:
     heights = between(rng, 20, 44), between(rng, 54, 76)
-    tint, slope = vary(rng, (214, 184, 136), 16), between(rng, -.08, .08)
-    ripples = wave((c.x + 14*noise(rng, c, 24))/9 + .35*noise(rng, c, 6))
+    tint, slope = vary(rng, (214, 184, 136), 16), between(rng, -0.08, 0.08)
+    ripples = wave((c.x + 14 * noise(rng, c, 24)) / 9 + 0.35 * noise(rng, c, 6))
     bumps, grain = noise(rng, c, 5), speckle(rng, c)
-    sand = texture(tint, .55*ripples + .6*bumps + .5*grain, 12)
-    middle = heights[answer] + slope*(c.x - 48)
-    c.paint(1 + 0*grain, sand, LABEL['dune'], 1)
+    sand = texture(tint, 0.55 * ripples + 0.6 * bumps + 0.5 * grain, 12)
+    middle = heights[answer] + slope * (c.x - 48)
+    c.paint(1 + 0 * grain, sand, LABEL['dune'], 1)
     c.paint(c.y - middle, sand, LABEL['beach'], 1)
     for _ in range(7):
         s, r = c.around(between(rng, 4, 92), between(rng, 4, 92), 6), between(rng, 1.2, 2.2)
-        s.paint(both(disc(s, 2.1*r), .5*r - abs(abs(s.x) - .45*(s.y + 2))), (112, 138, 74))
-    planks = np.where(wave(c.x/4.4) > -.72, texture((150, 108, 72), bumps + grain, 9), plane((92, 62, 44)))
+        s.paint(both(disc(s, 2.1 * r), 0.5 * r - abs(abs(s.x) - 0.45 * (s.y + 2))), (112, 138, 74))
+    planks = np.where(wave(c.x / 4.4) > -0.72, texture((150, 108, 72), bumps + grain, 9), plane((92, 62, 44)))
     c.paint(4.6 - abs(c.y - middle), planks, LABEL['boardwalk'], 0, 1)
 
 # %% ../../nbs/data/01_scenes.ipynb #f0aabfa1
 def _room(c: Canvas, rng: np.random.Generator, top: float) -> None:
     x0, width, stripe = between(rng, 10, 30), between(rng, 22, 30), between(rng, 7, 11)
-    glass, middle = box(c, x0, x0 + width, 8, top - 12), x0 + width/2
-    paper = texture(vary(rng, (206, 188, 164), 26), np.sign(wave(c.x/stripe)) + .4*speckle(rng, c), 7)
-    sky(c, rng); hills(c, rng, f4(36), f4(12))
+    glass, middle = box(c, x0, x0 + width, 8, top - 12), x0 + width / 2
+    paper = texture(vary(rng, (206, 188, 164), 26), np.sign(wave(c.x / stripe)) + 0.4 * speckle(rng, c), 7)
+    sky(c, rng)
+    hills(c, rng, f4(36), f4(12))
     c.paint(-glass, paper)
-    c.paint(both(glass + 2, either(1.6 - glass, 1 - abs(c.x - middle), 1 - abs(c.y - top/2 + 2))), (246, 244, 238))
+    c.paint(both(glass + 2, either(1.6 - glass, 1 - abs(c.x - middle), 1 - abs(c.y - top / 2 + 2))), (246, 244, 238))
     frame = box(c, x0 + width + 8, x0 + width + 24, 12, 26)
-    c.paint(frame, vary(rng, (112, 74, 48), 14)); c.paint(frame - 2, (235, 226, 205))
+    c.paint(frame, vary(rng, (112, 74, 48), 14))
+    c.paint(frame - 2, (235, 226, 205))
     c.paint(both(frame - 2, disc(c, 4, x0 + width + 16, 20)), vary(rng, (130, 90, 140), 60))
-    c.paint(both(c.y - top + 4, top - c.y) + 0*c.x, (238, 232, 222))
-    c.paint(top + 1 - c.y + 0*c.x, c.image.copy(), LABEL['wall'])
+    c.paint(both(c.y - top + 4, top - c.y) + 0 * c.x, (238, 232, 222))
+    c.paint(top + 1 - c.y + 0 * c.x, c.image.copy(), LABEL['wall'])
 
 # %% ../../nbs/data/01_scenes.ipynb #471c0e47
 def _category(c: Canvas, rng: np.random.Generator, answer: int) -> None:
     background, floor = rng.spawn(2)
     top = between(rng, 40, 48)
-    if answer == 0: _room(c, background, top)
-    else: sky(c, background); hills(c, background, top + 2, between(background, 12, 22))
+    if answer == 0:
+        _room(c, background, top)
+    else:
+        sky(c, background)
+        hills(c, background, top + 2, between(background, 12, 22))
     c.evidence[:] = 1
     paving(c, floor, top)
-    leaf, lit = vary(floor, (58, 124, 62), 16), int(5*floor.random())  # in three scenes of five one plant is a light
+    leaf, lit = vary(floor, (58, 124, 62), 16), int(5 * floor.random())  # in three scenes of five one plant is a light
     for k in range(3):
-        x, y = between(floor, 12, 22) + 31*k, between(floor, top + 18, 85)
+        x, y = between(floor, 12, 22) + 31 * k, between(floor, top + 18, 85)
         draw, name = (small_light, 'lamp') if k == lit else (plant, 'houseplant')
         draw(c.around(x, y, 12, 1.25), LABEL[name] + answer, leaf)
 
 # %% ../../nbs/data/01_scenes.ipynb #a62f8016
-_WARM = rgb(1, .12, -1)  # the axis from cold to warm light
+_WARM = rgb(1, 0.12, -1)  # the axis from cold to warm light
+
 
 def _houses(c: Canvas, rng: np.random.Generator, level: float, contrast: float, label: int) -> None:
     bumps, grain, x = noise(rng, c, 6), speckle(rng, c), between(rng, -12, 2)
     while x < 96:
         width, roof, course = between(rng, 24, 38), between(rng, 8, 15), between(rng, 5, 6.5)
-        row = np.floor((c.y - roof)/course)
-        joints = ((c.y - roof) % course < .9) | ((c.x + row % 2*course) % (2*course) < .9)
-        stone = texture((166, 156, 148), .6*bumps + .5*grain, 12*contrast) + 26*level*plane(_WARM) - 22*contrast*joints
+        row = np.floor((c.y - roof) / course)
+        joints = ((c.y - roof) % course < 0.9) | ((c.x + row % 2 * course) % (2 * course) < 0.9)
+        stone = (
+            texture((166, 156, 148), 0.6 * bumps + 0.5 * grain, 12 * contrast)
+            + 26 * level * plane(_WARM)
+            - 22 * contrast * joints
+        )
         front = box(c, x, x + width, roof, 99)
         c.paint(front, stone, label, 1)
         c.paint(both(front, 2 + roof - c.y), (86, 70, 66))
-        for i in range(6): _window(c.around(x + width*(.3 + .4*(i % 2)), roof + 11 + 19*(i//2), 8))
+        for i in range(6):
+            _window(c.around(x + width * (0.3 + 0.4 * (i % 2)), roof + 11 + 19 * (i // 2), 8))
         x += width
 
+
 def _window(c: Canvas) -> None:
-    if min(c.mask.shape) < 2: return
+    if min(c.mask.shape) < 2:
+        return
     c.paint(box(c, -2.8, 2.8, -4, 4), (58, 54, 62))
     c.paint(box(c, -3.6, 3.6, 4, 5.2), (92, 84, 80))
 
 # %% ../../nbs/data/01_scenes.ipynb #e968edfb
 def _prototypes(c: Canvas, rng: np.random.Generator, answer: int) -> None:
-    level, haze, contrast = between(rng, -1, 1), between(rng, .7, 1), between(rng, .6, 1.3)
-    light = 26*(level - f4(.7)*(1 - answer))*plane(_WARM)
+    level, haze, contrast = between(rng, -1, 1), between(rng, 0.7, 1), between(rng, 0.6, 1.3)
+    light = 26 * (level - f4(0.7) * (1 - answer)) * plane(_WARM)
     sky(c, rng)
     c.image += light
     c.evidence[:] = 1
     _houses(c, rng, level, contrast, LABEL['sandstone'] + answer)
     paving(c, rng, between(rng, 82, 87), 1, light)
-    c.image[:] = 128 + haze*(c.image - 128)
+    c.image[:] = 128 + haze * (c.image - 128)
 
 # %% ../../nbs/data/01_scenes.ipynb #d2a9665f
 SCENES_VERSION = 1  # of the pictures: raised when the same (seed, index) gives another picture
-KINDS = dict(cooccurrence=(_cooccurrence, 3), regions=(_regions, 6), position=(_position, 2),
-             category=(_category, 2), prototypes=(_prototypes, 3))  # how to draw it, number of answers
+KINDS = dict(
+    cooccurrence=(_cooccurrence, 3),
+    regions=(_regions, 6),
+    position=(_position, 2),
+    category=(_category, 2),
+    prototypes=(_prototypes, 3),
+)  # how to draw it, number of answers
 
 # %% ../../nbs/data/01_scenes.ipynb #778d5803
 class Scene:
     "One picture: `image` (size, size, 3) uint8 and `mask` (size, size) uint8, drawn when first asked for"
-    def __init__(self,
-        kind: str,         # one of `KINDS`
+
+    def __init__(
+        self,
+        kind: str,  # one of `KINDS`
         seed: tuple[int, int],  # seed of the data set, index of the scene
-        size: int = 96,    # side, pixels
-        answer: int = 0,   # what the ambiguous pixels cannot see
+        size: int = 96,  # side, pixels
+        answer: int = 0,  # what the ambiguous pixels cannot see
     ) -> None:
         self.kind, self.seed, self.size, self.answer = kind, tuple(seed), size, answer
 
     @property
-    def n_answers(self) -> int: return KINDS[self.kind][1]
+    def n_answers(self) -> int:
+        return KINDS[self.kind][1]
 
     @cached_property
     def canvas(self) -> Canvas:
@@ -158,10 +227,12 @@ class Scene:
         return c
 
     @cached_property
-    def image(self) -> np.ndarray: return np.clip(self.canvas.image + f4(.5), 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    def image(self) -> np.ndarray:
+        return np.clip(self.canvas.image + f4(0.5), 0, 255).astype(np.uint8).transpose(1, 2, 0)
 
     @property
-    def mask(self) -> np.ndarray: return self.canvas.mask
+    def mask(self) -> np.ndarray:
+        return self.canvas.mask
 
     @cached_property
     def distance(self) -> np.ndarray:
@@ -169,6 +240,7 @@ class Scene:
 
         0 where none is needed, inf where there is none"""
         from scipy.ndimage import distance_transform_cdt
+
         region, evidence = self.canvas.region, self.canvas.evidence
         out = np.zeros(region.shape)
         for r in np.unique(region[region > 0]):
@@ -183,26 +255,32 @@ class Scene:
 # %% ../../nbs/data/01_scenes.ipynb #774081de
 class ContextScenes:
     "`n` scenes, kinds and answers in turn; item i is (image (size, size, 3) uint8, mask (size, size) uint8)"
+
     class_names, palette, groups, info = CLASS_NAMES, PALETTE, GROUPS, SCENES_INFO
 
-    def __init__(self,
-        n: int,           # number of scenes
-        size: int = 96,   # side, pixels; 32 at least
-        seed: int = 0,    # 0 or more: another seed, other scenes
+    def __init__(
+        self,
+        n: int,  # number of scenes
+        size: int = 96,  # side, pixels; 32 at least
+        seed: int = 0,  # 0 or more: another seed, other scenes
         kinds: str | Iterable[str] | None = None,  # names from `KINDS`, one or several; all where not given
     ) -> None:
         self.kinds = tuple(KINDS) if kinds is None else (kinds,) if isinstance(kinds, str) else tuple(kinds)
         if unknown := [k for k in self.kinds if k not in KINDS]:
             raise ValueError(f'no such kind of scene: {unknown[0]!r}; there are {", ".join(KINDS)}')
-        if n < 0: raise ValueError(f'expected 0 scenes or more, found {n}')
-        if size < 32: raise ValueError(f'scenes need a size of at least 32 pixels, not {size}')
+        if n < 0:
+            raise ValueError(f'expected 0 scenes or more, found {n}')
+        if size < 32:
+            raise ValueError(f'scenes need a size of at least 32 pixels, not {size}')
         self.n, self.size, self.seed = n, size, seed
 
-    def __len__(self) -> int: return self.n
+    def __len__(self) -> int:
+        return self.n
 
     def scene(self, i: int) -> Scene:
         "Scene number `i`; `IndexError` outside 0..n-1"
-        if not 0 <= i < self.n: raise IndexError(f'scene {i} of {self.n}')
+        if not 0 <= i < self.n:
+            raise IndexError(f'scene {i} of {self.n}')
         answer, k = divmod(i, len(self.kinds))
         return Scene(self.kinds[k], (self.seed, i), self.size, answer % KINDS[self.kinds[k]][1])
 
@@ -213,50 +291,57 @@ class ContextScenes:
 # %% ../../nbs/data/01_scenes.ipynb #9ce50dba
 def through_grid(
     mask: np.ndarray,  # (H, W) labels
-    n_classes: int,    # K
-    stride: int = 4,   # pixels a grid cell
+    n_classes: int,  # K
+    stride: int = 4,  # pixels a grid cell
 ) -> np.ndarray:  # (H, W) labels
     """About the best mask that a network of this output stride can give
 
     Shares of each cell as logits, interpolated; the largest wins"""
     hot = F.one_hot(torch.as_tensor(mask).long(), n_classes).permute(2, 0, 1)[None].float()
     shares = F.avg_pool2d(hot, stride, ceil_mode=True)
-    logits = (shares + .05).log() - .1*shares.mean((2, 3), keepdim=True).clamp(min=1e-4).log()
+    logits = (shares + 0.05).log() - 0.1 * shares.mean((2, 3), keepdim=True).clamp(min=1e-4).log()
     return F.interpolate(logits, mask.shape, mode='bilinear', align_corners=False)[0].argmax(0).numpy()
 
 # %% ../../nbs/data/01_scenes.ipynb #654c0d41
 def window_confusions(
     scenes: Sequence[Scene],
-    radius: float,     # of the window, pixels
-    stride: int = 4,   # of the output grid, pixels
+    radius: float,  # of the window, pixels
+    stride: int = 4,  # of the output grid, pixels
 ) -> np.ndarray:  # (2, K, K) counts, rows truth, columns answer: pixels that must guess, pixels that know
     "What a predictor with this window can know, with the right member of each family as its answer"
-    k, cms = len(CLASS_NAMES), np.zeros((2, len(CLASS_NAMES)**2), int)
+    k, cms = len(CLASS_NAMES), np.zeros((2, len(CLASS_NAMES) ** 2), int)
     for scene in scenes:
         answer, know = through_grid(scene.mask, k, stride), scene.distance <= radius
-        for j in (0, 1): cms[j] += np.bincount((scene.mask.astype(int)*k + answer)[know == j], minlength=k*k)
+        for j in (0, 1):
+            cms[j] += np.bincount((scene.mask.astype(int) * k + answer)[know == j], minlength=k * k)
     return cms.reshape(2, k, k)
+
 
 def _iou(cm: np.ndarray) -> np.ndarray:
     "IoU of each class, nan for a class that does not occur"
     union = cm.sum(0) + cm.sum(1) - np.diag(cm)
-    return np.where(union > 0, np.diag(cm), np.nan)/np.maximum(union, 1)
+    return np.where(union > 0, np.diag(cm), np.nan) / np.maximum(union, 1)
 
 # %% ../../nbs/data/01_scenes.ipynb #2eefc13c
 def ceiling(
     scenes: Sequence[Scene],
     radius: float = inf,  # of the window, pixels; inf: the whole picture
-    stride: int = 4,      # of the output grid, pixels
-) -> dict[str, float]:    # mean IoU of every group, and of all classes as 'all'
+    stride: int = 4,  # of the output grid, pixels
+) -> dict[str, float]:  # mean IoU of every group, and of all classes as 'all'
     "Mean IoU of the best predictor that sees a window of this radius"
     guess, know = window_confusions(scenes, radius, stride)
     best = _iou(know + guess)
     for family in map(list, FAMILIES):
-        strategies = [q for q in np.ndindex(*(11,)*len(family)) if sum(q) == 10]
+        strategies = [q for q in np.ndindex(*(11,) * len(family)) if sum(q) == 10]
+
         def score(q: tuple[int, ...]) -> np.ndarray:
             cm = know + guess
-            cm[:, family] = know[:, family] + guess[:, family].sum(1, keepdims=True)*np.array(q)/10
+            cm[:, family] = know[:, family] + guess[:, family].sum(1, keepdims=True) * np.array(q) / 10
             return _iou(cm)[family]
+
         best[family] = max(map(score, strategies), key=np.nanmean) if guess[:, family].any() else best[family]
-    def mean(ious: np.ndarray) -> float: return float(np.nanmean(ious)) if not np.isnan(ious).all() else float('nan')
+
+    def mean(ious: np.ndarray) -> float:
+        return float(np.nanmean(ious)) if not np.isnan(ious).all() else float('nan')
+
     return {name: mean(best[list(labels)]) for name, labels in GROUPS.items()} | {'all': mean(best)}

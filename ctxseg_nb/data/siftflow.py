@@ -4,9 +4,12 @@
 
 # %% ../../nbs/data/38_siftflow.ipynb #cdabb5d7
 from __future__ import annotations
+
 from pathlib import Path, PureWindowsPath
+
 import numpy as np
 from PIL import Image
+
 from ..core import DatasetInfo
 from .dataset import DATASETS, SegDataset, load_image, load_mat_mask, make_label_map, read_lines
 
@@ -15,37 +18,50 @@ __all__ = ['SIFTFlow']
 
 # %% ../../nbs/data/38_siftflow.ipynb #4dc2eea2
 _SPATIAL = 'spatial_envelope_256x256_static_8outdoorcategories'
-_CLASS_NAMES = tuple((
-    'awning balcony bird boat bridge building bus car cow crosswalk desert door fence field grass moon mountain person '
-    'plant pole river road rock sand sea sidewalk sign sky staircase streetlight sun tree window').split())
+_CLASS_NAMES = tuple(
+    (
+        'awning balcony bird boat bridge building bus car cow crosswalk desert door fence field grass moon mountain '
+        'person '
+        'plant pole river road rock sand sea sidewalk sign sky staircase streetlight sun tree window'
+    ).split()
+)
 
 # %% ../../nbs/data/38_siftflow.ipynb #850ccf9e
 @DATASETS.register('siftflow')
 class SIFTFlow(SegDataset):
     "SIFT Flow as Tighe and Lazebnik gave it out; `val` is the test set, all other pictures are `train`"
+
     name, splits, split_sizes = 'SIFT Flow', ('train', 'val'), dict(train=2_488, val=200)
     n_labels, info, label_map = 34, DatasetInfo('siftflow', _CLASS_NAMES), make_label_map(range(1, 34))
-    how_to_get = ('Get http://www.cs.unc.edu/~jtighe/Papers/ECCV10/siftflow/SiftFlowDataset.zip; '
-                  'the folder has Images, SemanticLabels and TestSet1.txt.')
+    how_to_get = (
+        'Get http://www.cs.unc.edu/~jtighe/Papers/ECCV10/siftflow/SiftFlowDataset.zip; '
+        'the folder has Images, SemanticLabels and TestSet1.txt.'
+    )
 
-    def __init__(self,
+    def __init__(
+        self,
         path: str | Path,  # the folder with Images and SemanticLabels
         upscale: int = 1,  # pictures and masks are enlarged by it; 2 in the deep structured CRF
     ) -> None:
         super().__init__(path)
-        if upscale < 1: raise ValueError(f'{self.name}: expected an upscale of 1 or more, found {upscale}')
+        if upscale < 1:
+            raise ValueError(f'{self.name}: expected an upscale of 1 or more, found {upscale}')
         self.upscale = upscale
 
     def list_pairs(self, split: str) -> list[tuple[Path, Path]]:
-        images, masks = (self.path/kind/_SPATIAL for kind in ('Images', 'SemanticLabels'))
-        tests = {PureWindowsPath(line).stem for line in read_lines(self.require('list', self.path/'TestSet1.txt'))}
-        for t in sorted(tests): self.require(f'picture {t} of TestSet1.txt', images/f'{t}.jpg')
-        return [(f, self.require(f'mask of {f.name}', masks/f'{f.stem}.mat'))
-                for f in self.list_files(images, '*.jpg') if (f.stem in tests) == (split == 'val')]
+        images, masks = (self.path / kind / _SPATIAL for kind in ('Images', 'SemanticLabels'))
+        tests = {PureWindowsPath(line).stem for line in read_lines(self.require('list', self.path / 'TestSet1.txt'))}
+        for t in sorted(tests):
+            self.require(f'picture {t} of TestSet1.txt', images / f'{t}.jpg')
+        return [
+            (f, self.require(f'mask of {f.name}', masks / f'{f.stem}.mat'))
+            for f in self.list_files(images, '*.jpg')
+            if (f.stem in tests) == (split == 'val')
+        ]
 
     def read(self, image: Path) -> np.ndarray:
         im = Image.fromarray(load_image(image))
-        return np.array(im.resize((im.width*self.upscale, im.height*self.upscale), Image.Resampling.BICUBIC))
+        return np.array(im.resize((im.width * self.upscale, im.height * self.upscale), Image.Resampling.BICUBIC))
 
     def load_labels(self, mask: Path) -> np.ndarray:
         return load_mat_mask(mask, 'S').repeat(self.upscale, 0).repeat(self.upscale, 1)

@@ -4,17 +4,20 @@
 
 # %% ../../nbs/data/44_transforms.ipynb #e9b2a749
 from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
+
 import numpy as np
 import torch
-from fastai.vision.core import PILBase
 from fastai.data.all import ItemTransform
+from fastai.vision.core import PILBase
 from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
+
 from ..core import IGNORE, IMAGENET_STATS
 from .dataset import as_rgb, check_mask
 
@@ -23,7 +26,9 @@ __all__ = ['FILL', 'PAPER_AUGMENT', 'Labels', 'RandomScaledCrop', 'RandomFlip', 
            'ResizeShorterSide']
 
 # %% ../../nbs/data/44_transforms.ipynb #c8755774
-class Labels(tv_tensors.Mask): "A mask (1, H, W) that takes the label whose centre is nearest when resized"
+class Labels(tv_tensors.Mask):
+    "A mask (1, H, W) that takes the label whose centre is nearest when resized"
+
 
 @F.register_kernel(F.resize, Labels)
 def _resize_labels(mask: Labels, size: list[int], **kwargs: Any) -> Labels:
@@ -33,15 +38,18 @@ def _resize_labels(mask: Labels, size: list[int], **kwargs: Any) -> Labels:
 # %% ../../nbs/data/44_transforms.ipynb #07c3e1cf
 def _part(n: int, m: int, s: float) -> tuple[int, int, int]:
     "Of `n` pixels, a random part that has `m` once scaled by `s`: its start, its length, its length once scaled"
-    w = math.ceil(m/s)
-    if w > n: return 0, n, max(1, round(n*s))
+    w = math.ceil(m / s)
+    if w > n:
+        return 0, n, max(1, round(n * s))
     return torch.randint(n - w + 1, ()).item(), w, m
 
 # %% ../../nbs/data/44_transforms.ipynb #aa6c7f5f
 class RandomScaledCrop(v2.Transform):
     "A random part of a picture that has `size` once rescaled by a random factor; of a picture that is too small, all"
-    def __init__(self,
-        size: tuple[int, int],       # H, W, pixels
+
+    def __init__(
+        self,
+        size: tuple[int, int],  # H, W, pixels
         scale: tuple[float, float],  # smallest and largest factor, drawn uniformly
     ) -> None:
         super().__init__()
@@ -58,9 +66,11 @@ class RandomScaledCrop(v2.Transform):
 # %% ../../nbs/data/44_transforms.ipynb #2a74196f
 def _box(size: tuple[int, int], degrees: float) -> tuple[int, int]:
     "Height and width of a box that holds a crop of `size` tilted by up to `degrees`, with equal margins"
+
     def side(a: int, b: int) -> int:
         t = min(math.radians(degrees), math.atan2(b, a))
-        return a + 2*math.ceil((a*math.cos(t) + b*math.sin(t) - a + 1)/2) if degrees else a
+        return a + 2 * math.ceil((a * math.cos(t) + b * math.sin(t) - a + 1) / 2) if degrees else a
+
     return side(*size), side(*size[::-1])
 
 # %% ../../nbs/data/44_transforms.ipynb #63de9af4
@@ -68,7 +78,9 @@ class RandomFlip(v2.RandomHorizontalFlip):
     """Left to right with probability `p`; labels become those of the flipped picture
 
     Raises `ValueError` where `flip_labels` is not its own inverse"""
-    def __init__(self,
+
+    def __init__(
+        self,
         p: float,  # probability
         flip_labels: Sequence[int] | np.ndarray | None = None,  # (K,) the label that each label has in a flip
     ) -> None:
@@ -76,47 +88,65 @@ class RandomFlip(v2.RandomHorizontalFlip):
         flip_labels = np.asarray([] if flip_labels is None else flip_labels, int)
         k = np.arange(len(flip_labels))
         if not np.array_equal(np.sort(flip_labels), k) or not np.array_equal(flip_labels[flip_labels], k):
-            raise ValueError(f'flip_labels: expected labels 0 to {len(k) - 1} that change places in pairs or not at '
-                             f'all, found {flip_labels.tolist()}')
+            raise ValueError(
+                f'flip_labels: expected labels 0 to {len(k) - 1} that change places in pairs or not at '
+                f'all, found {flip_labels.tolist()}'
+            )
         self.table = torch.arange(256, dtype=torch.uint8)
-        self.table[:len(k)] = torch.from_numpy(flip_labels)
+        self.table[: len(k)] = torch.from_numpy(flip_labels)
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         out = super().transform(inpt, params)
         return tv_tensors.wrap(self.table[out.long()], like=out) if isinstance(out, Labels) else out
 
 # %% ../../nbs/data/44_transforms.ipynb #02b2cae2
-FILL = {tv_tensors.Image: [round(255*m) for m in IMAGENET_STATS[0]], Labels: IGNORE}  # colour and label of padding
+FILL = {tv_tensors.Image: [round(255 * m) for m in IMAGENET_STATS[0]], Labels: IGNORE}  # colour and label of padding
+
 
 def compose_augmentation(
     size: tuple[int, int],  # H, W, pixels
-    scale: tuple[float, float], rotate: float, flip: float, jitter: float,
+    scale: tuple[float, float],
+    rotate: float,
+    flip: float,
+    jitter: float,
     flip_labels: Sequence[int] | None,  # as in `Augment`
 ) -> v2.Compose:  # (`tv_tensors.Image` (3, h, w) uint8, `Labels` (1, h, w)) → the same at `size`
     "Cut, jitter, pad, tilt, trim, flip; each draws from torch's generator"
     box, fill = _box(size, rotate), dict(FILL)
-    colour = [v2.ToPILImage(), v2.ColorJitter(jitter/4, jitter, jitter, jitter/10), v2.ToImage()] if jitter else []
+    colour = [v2.ToPILImage(), v2.ColorJitter(jitter / 4, jitter, jitter, jitter / 10), v2.ToImage()] if jitter else []
     tilt = [v2.RandomRotation(rotate, v2.InterpolationMode.BILINEAR, fill=fill), v2.CenterCrop(size)] if rotate else []
-    return v2.Compose([RandomScaledCrop(box, scale), *colour, v2.RandomCrop(box, pad_if_needed=True, fill=fill), *tilt,
-                       RandomFlip(flip, flip_labels)])
+    return v2.Compose(
+        [
+            RandomScaledCrop(box, scale),
+            *colour,
+            v2.RandomCrop(box, pad_if_needed=True, fill=fill),
+            *tilt,
+            RandomFlip(flip, flip_labels),
+        ]
+    )
 
 # %% ../../nbs/data/44_transforms.ipynb #076c4ec9
 def _like(old: Any, a: np.ndarray) -> Any:
     "Bytes (H, W) or (H, W, 3) as the kind of array or PIL image that `old` is"
-    if isinstance(old, np.ndarray): return a
+    if isinstance(old, np.ndarray):
+        return a
     new = Image.fromarray(a)
-    if isinstance(old, PILBase): new = type(old)(new)
-    if hasattr(old, 'origin'): new.origin = old.origin
+    if isinstance(old, PILBase):
+        new = type(old)(new)
+    if hasattr(old, 'origin'):
+        new.origin = old.origin
     return new
 
 # %% ../../nbs/data/44_transforms.ipynb #cdca938f
 class _PairTransform(ItemTransform):
     "`self.views` on pairs of picture and mask"
+
     views: Callable  # (`tv_tensors.Image` (3, H, W) uint8, `Labels` (1, H, W)) → the same, changed
 
-    def view(self,
+    def view(
+        self,
         image: Any,  # PIL image, or uint8 array (H, W, 3)
-        mask: Any,   # PIL image, or integer array (H, W)
+        mask: Any,  # PIL image, or integer array (H, W)
     ) -> tuple:  # the same types
         "One view of both. Raises `ValueError` where their sizes differ, or labels are no bytes"
         rgb = as_rgb(image)
@@ -125,40 +155,54 @@ class _PairTransform(ItemTransform):
         x, y = self.views(F.to_image(rgb), Labels(labels[None]))
         return _like(image, x.permute(1, 2, 0).numpy()), _like(mask, y[0].numpy())
 
-    def encodes(self, xy): return self.view(*xy)
+    def encodes(self, xy):
+        return self.view(*xy)
 
 # %% ../../nbs/data/44_transforms.ipynb #08d04102
 class Augment(_PairTransform):
     "Random views of training pictures and their masks. Raises `ValueError` for impossible ranges"
+
     split_idx = 0
-    def __init__(self,
+
+    def __init__(
+        self,
         size: int | tuple[int, int],  # side, or H, W, pixels
-        scale: tuple[float, float] = (.5, 2.),  # smallest and largest factor
-        rotate: float = 10,    # largest angle, degrees, up to 45
-        flip: float = .5,      # probability of a left-right flip
-        jitter: float = 0.,    # change of colours, 0 to 1
+        scale: tuple[float, float] = (0.5, 2.0),  # smallest and largest factor
+        rotate: float = 10,  # largest angle, degrees, up to 45
+        flip: float = 0.5,  # probability of a left-right flip
+        jitter: float = 0.0,  # change of colours, 0 to 1
         flip_labels: Sequence[int] | None = None,  # (K,) the label that each label has in a flip; its own if not given
     ) -> None:
         size = (size, size) if isinstance(size, int) else tuple(size)
-        possible = dict(size=len(size) == 2 and min(size) >= 1, scale=0 < scale[0] <= scale[1],
-                        rotate=0 <= rotate <= 45, flip=0 <= flip <= 1, jitter=0 <= jitter <= 1)
+        possible = dict(
+            size=len(size) == 2 and min(size) >= 1,
+            scale=0 < scale[0] <= scale[1],
+            rotate=0 <= rotate <= 45,
+            flip=0 <= flip <= 1,
+            jitter=0 <= jitter <= 1,
+        )
         for name, ok in possible.items():
-            if not ok: raise ValueError(f'{name}: {locals()[name]} is out of range')
+            if not ok:
+                raise ValueError(f'{name}: {locals()[name]} is out of range')
         self.views = compose_augmentation(size, scale, rotate, flip, jitter, flip_labels)
 
 # %% ../../nbs/data/44_transforms.ipynb #c0fadcb6
 PAPER_AUGMENT = dict(
-    encnet=dict(scale=(.5, 2.), rotate=10),
-    cfnet=dict(scale=(.5, 2.), rotate=0),
-    mcibi=dict(scale=(.5, 2.), rotate=0, jitter=.5),
-    deepcrf=dict(scale=(.7, 1.2), rotate=0),
-    guided=dict(scale=(1., 1.), rotate=0, flip=0.))
+    encnet=dict(scale=(0.5, 2.0), rotate=10),
+    cfnet=dict(scale=(0.5, 2.0), rotate=0),
+    mcibi=dict(scale=(0.5, 2.0), rotate=0, jitter=0.5),
+    deepcrf=dict(scale=(0.7, 1.2), rotate=0),
+    guided=dict(scale=(1.0, 1.0), rotate=0, flip=0.0),
+)
 
 # %% ../../nbs/data/44_transforms.ipynb #1df41407
 class ResizeShorterSide(_PairTransform):
     "Validation pictures and their masks with a shorter side of `n` pixels (Jin et al. 2021, section 4.1)"
+
     split_idx = 1
-    def __init__(self,
+
+    def __init__(
+        self,
         n: int,  # pixels
     ) -> None:
         self.views = v2.Resize(n)

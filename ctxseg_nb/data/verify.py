@@ -4,14 +4,18 @@
 
 # %% ../../nbs/data/46_verify.ipynb #77d3d69a
 from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
+
 import numpy as np
-from ..core import IGNORE, progress as progress_bar
+
+from ..core import IGNORE
+from ..core import progress as progress_bar
 from .dataset import SegDataset, check_mask, image_size, missing_classes
 
 # %% auto #0
@@ -21,12 +25,17 @@ __all__ = ['FAULTS', 'SplitReport', 'DatasetReport', 'verify_dataset', 'print_re
 def _list_split(ds: SegDataset, split: str) -> tuple[list[tuple[Path, Path]], dict]:
     "(image, mask) pairs of a split, whether they are there or not, and what is missing: path → text"
     missing, walker = {}, copy(ds)
+
     def note(what: str, path: Path) -> Path:
-        if not path.exists(): missing[path] = f'no {what} at {path}'
+        if not path.exists():
+            missing[path] = f'no {what} at {path}'
         return path
+
     walker.require = note
-    try: return walker.split(split), missing
-    except (OSError, ValueError) as e: return [], missing or {split: str(e)}
+    try:
+        return walker.split(split), missing
+    except (OSError, ValueError) as e:
+        return [], missing or {split: str(e)}
 
 # %% ../../nbs/data/46_verify.ipynb #b2b0b1b6
 def _shape(ds: SegDataset, image: Path) -> tuple[int, int]:
@@ -37,46 +46,61 @@ def _shape(ds: SegDataset, image: Path) -> tuple[int, int]:
 @contextmanager
 def _noted(faults: list[tuple[str, str]], kind: str) -> Iterator[None]:
     "Errors of files as (kind, text) in the list `faults`"
-    try: yield
-    except FileNotFoundError as e: faults.append(('missing', str(e)))
-    except (OSError, ValueError) as e: faults.append((kind, str(e)))
+    try:
+        yield
+    except FileNotFoundError as e:
+        faults.append(('missing', str(e)))
+    except (OSError, ValueError) as e:
+        faults.append((kind, str(e)))
 
 # %% ../../nbs/data/46_verify.ipynb #51bdee8a
 def _inspect(ds: SegDataset, image: Path | None, mask: Path | None) -> tuple[list[tuple[str, str]], np.ndarray]:
     "(kind, text) of the faults of a pair, None for what is missing, and (256,) pixels of each label of the data set"
     faults, shape, raw, pixels = [], None, None, np.zeros(256, np.uint32)
-    with _noted(faults, 'unreadable'): shape = image and _shape(ds, image)
-    with _noted(faults, 'unreadable'): raw = ds.load_labels(mask) if mask else None
-    if raw is None: return faults, pixels
+    with _noted(faults, 'unreadable'):
+        shape = image and _shape(ds, image)
+    with _noted(faults, 'unreadable'):
+        raw = ds.load_labels(mask) if mask else None
+    if raw is None:
+        return faults, pixels
     with _noted(faults, 'labels'):
         labels = check_mask(raw, ds.n_labels, mask)
         np.add.at(pixels, ds.label_map, np.bincount(labels.ravel(), minlength=256).astype(np.uint32))
-    with _noted(faults, 'sizes'): check_mask(raw, 256, mask, shape, image)
+    with _noted(faults, 'sizes'):
+        check_mask(raw, 256, mask, shape, image)
     return faults, pixels
 
 # %% ../../nbs/data/46_verify.ipynb #8439f7cc
-FAULTS = dict(missing='missing', unreadable='not readable', labels='with labels out of range',
-             sizes='of another size than the picture', number='other than the official number',
-             classes='without classes to learn')
+FAULTS = dict(
+    missing='missing',
+    unreadable='not readable',
+    labels='with labels out of range',
+    sizes='of another size than the picture',
+    number='other than the official number',
+    classes='without classes to learn',
+)
+
 
 @dataclass
 class SplitReport:
     "What was found in one split"
-    n: int                  # pictures listed
-    official: int | None    # pictures as published, where known
-    seen: int               # pairs looked at
+
+    n: int  # pictures listed
+    official: int | None  # pictures as published, where known
+    seen: int  # pairs looked at
     faults: dict[str, list[str]]  # kind (of `FAULTS`) → one line each
-    pixels: np.ndarray      # (K,) pixels of each class
-    pictures: np.ndarray    # (K,) pictures with each class
-    void: int               # pixels without a class
+    pixels: np.ndarray  # (K,) pixels of each class
+    pictures: np.ndarray  # (K,) pictures with each class
+    void: int  # pixels without a class
 
 # %% ../../nbs/data/46_verify.ipynb #23216709
 @dataclass
 class DatasetReport:
     "What `verify_dataset` found"
+
     ds: SegDataset
     splits: dict[str, SplitReport]
-    absent: list[str]       # optional splits that are not there
+    absent: list[str]  # optional splits that are not there
 
     @property
     def faults(self) -> list[str]:
@@ -108,7 +132,7 @@ def _some(pairs: list, n: int | None) -> list:
 # %% ../../nbs/data/46_verify.ipynb #b75310df
 def verify_dataset(
     ds: SegDataset,
-    n: int | None = None,   # pairs of each split to look at, evenly spaced; where not given all. Finds all missing files
+    n: int | None = None,  # pairs of each split to look at, evenly spaced; where not given all. Finds all missing files
     progress: bool = True,  # a progress bar?
     splits: Sequence[str] | None = None,  # names; where not given all, without optional ones that are not there
 ) -> DatasetReport:
@@ -116,7 +140,8 @@ def verify_dataset(
 
     Raises `ValueError` for an unknown split"""
     unknown = [s for s in splits or () if s not in ds.splits]
-    if unknown: raise ValueError(f"{ds.name}: unknown split '{unknown[0]}', expected one of {', '.join(ds.splits)}")
+    if unknown:
+        raise ValueError(f"{ds.name}: unknown split '{unknown[0]}', expected one of {', '.join(ds.splits)}")
     listed = {s: _list_split(ds, s) for s in splits or ds.splits}
     absent = [s for s, (pairs, _) in listed.items() if not splits and s in ds.optional_splits and not pairs]
     listed = {s: found for s, found in listed.items() if s not in absent}
@@ -133,18 +158,22 @@ def _lines(report: DatasetReport, most: int) -> Iterator[str]:
     ds, K = report.ds, report.ds.info.n_classes
     yield f'{ds.name} at {ds.path}: {K} classes'
     for name, s in report.splits.items():
-        void = s.void/max(1, s.void + s.pixels.sum())
+        void = s.void / max(1, s.void + s.pixels.sum())
         classes = f'; {(s.pixels > 0).sum()} classes occur, {void:.1%} void' if s.seen else ''
         yield f'{name}: {s.n} pictures, {s.seen} looked at{classes}'
         never = [c for c, n in zip(ds.info.class_names, s.pixels) if not n]
-        if 0 < len(never) < K: yield f'  no pixel of {len(never)} classes: {", ".join(never)}'
+        if 0 < len(never) < K:
+            yield f'  no pixel of {len(never)} classes: {", ".join(never)}'
         for kind, found in s.faults.items():
             yield f'  {len(found)} {FAULTS[kind]}'
             yield from (f'    {line}'.replace(f' {ds.how_to_get}', '') for line in found[:most])
-            if len(found) > most: yield f'    ... and {len(found) - most} more'
-    for name in report.absent: yield f'{name}: not there, and not needed'
-    if any('missing' in s.faults for s in report.splits.values()): yield ds.how_to_get
-    yield f'{len(report.faults)} fault{"s"*(len(report.faults) > 1)}' if report.faults else 'OK'
+            if len(found) > most:
+                yield f'    ... and {len(found) - most} more'
+    for name in report.absent:
+        yield f'{name}: not there, and not needed'
+    if any('missing' in s.faults for s in report.splits.values()):
+        yield ds.how_to_get
+    yield f'{len(report.faults)} fault{"s" * (len(report.faults) > 1)}' if report.faults else 'OK'
 
 # %% ../../nbs/data/46_verify.ipynb #7f31b881
 def print_report(

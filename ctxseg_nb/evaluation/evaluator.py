@@ -4,20 +4,35 @@
 
 # %% ../../nbs/evaluation/53_evaluator.ipynb #abe7e940
 from __future__ import annotations
-import csv, re
+
+import csv
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from PIL import Image
-from ..core import DatasetInfo, atomic_write, check_labels, labels_of, as_plain_tensor, progress, write_figure, write_json
+
+from ctxseg_nb.core import (
+    DatasetInfo,
+    as_plain_tensor,
+    atomic_write,
+    check_labels,
+    labels_of,
+    progress,
+    write_figure,
+    write_json,
+)
 from ..data.dataset import check_mask, load_image, load_mask
 from ..data.pascal import voc_palette
 from .metrics import class_counts, compute_metrics
 from .sliding_window import eval_mode
-if TYPE_CHECKING: from matplotlib.axes import Axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # %% auto #0
 __all__ = ['SUBMISSION_FORMATS', 'evaluate', 'read_split', 'per_class_metrics', 'plot_classes', 'write_report',
@@ -29,150 +44,194 @@ def _answer(predict, picture):
     out = torch.as_tensor(predict(picture))
     return out if out.is_floating_point() else out.long()
 
+
 def _of_picture(predict, picture, mask, n_classes, i):
     "Prediction and mask of picture `i`, as a batch of one. Raises `ValueError` where they do not fit"
     check_mask(mask, n_classes, f'mask {i}', picture.shape[:2], f'picture {i}')
     pred = _answer(predict, picture)
     if pred.shape[-2:] != mask.shape:
         raise ValueError(f'predict: expected {mask.shape} labels for picture {i}, found {tuple(pred.shape)}')
-    if not pred.is_floating_point(): check_labels(pred, n_classes, None, f'prediction for picture {i}')
+    if not pred.is_floating_point():
+        check_labels(pred, n_classes, None, f'prediction for picture {i}')
     return pred[None], torch.as_tensor(mask.astype(np.int64), device=pred.device)[None]
+
 
 @torch.no_grad()
 def evaluate(
-    predict: Callable,   # a `Predictor`, a model, or what else gives scores or labels of a picture or of a batch
-    data: Iterable,      # a `SegDataset` (split 'val'); pairs of picture and mask, uint8; or batches of images and masks, tensors
-    n_classes: int,      # K
-    change: Callable | None = None,   # scores (B, K, H, W), masks (B, H, W) → other scores: `keep_true_classes` say
+    predict: Callable,  # a `Predictor`, a model, or what else gives scores or labels of a picture or of a batch
+    data: Iterable,  # a `SegDataset` (split 'val'), pairs of picture and mask (uint8), or batches of tensors
+    n_classes: int,  # K
+    change: Callable | None = None,  # scores (B, K, H, W), masks (B, H, W) → other scores: `keep_true_classes` say
     observe: Callable | None = None,  # is told scores and masks, for what counts do not hold: calibration say
 ) -> np.ndarray:  # (n, K, 3): pixels right, predicted, true of each picture
-    "Score a model at the full size of the masks. Raises `ValueError` for labels outside 0..K-1, sizes that differ, no picture"
+    """Score a model at the full size of the masks. Raises `ValueError` for labels outside 0..K-1, sizes that differ,
+    no picture"""
     pairs, counts = read_split(data) if hasattr(data, 'read_mask') else data, []
     with eval_mode(predict):
         for i, (x, y) in enumerate(progress(pairs, 'scored')):
-            if isinstance(x, torch.Tensor): scores, target = predict(as_plain_tensor(x)), as_plain_tensor(y)
-            else: scores, target = _of_picture(predict, x, y, n_classes, i)
-            if change: scores = change(scores, target)
-            if observe: observe(scores, target)
+            if isinstance(x, torch.Tensor):
+                scores, target = predict(as_plain_tensor(x)), as_plain_tensor(y)
+            else:
+                scores, target = _of_picture(predict, x, y, n_classes, i)
+            if change:
+                scores = change(scores, target)
+            if observe:
+                observe(scores, target)
             counts.append(class_counts(scores, target, n_classes))
-    if not counts: raise ValueError('data: expected one picture or more, found none')
+    if not counts:
+        raise ValueError('data: expected one picture or more, found none')
     return torch.cat(counts).cpu().numpy()
 
 # %% ../../nbs/evaluation/53_evaluator.ipynb #e758aaa4
 def read_split(
-    ds,                   # a `SegDataset`
-    split: str = 'val',   # name of the split
+    ds,  # a `SegDataset`
+    split: str = 'val',  # name of the split
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # pictures (H, W, 3) uint8 and masks (H, W) uint8
-    "The pictures of a split at their own size. Raises `ValueError` with the files' names where picture and mask do not fit"
+    """The pictures of a split at their own size. Raises `ValueError` with the files' names where picture and mask do
+    not fit"""
     for image, file in ds.split(split):
         picture, mask = ds.read(image), ds.read_mask(file)
         yield picture, check_mask(mask, ds.info.n_classes, file, picture.shape[:2], image)
 
 # %% ../../nbs/evaluation/53_evaluator.ipynb #1492bf2d
-def _ratio(a, b): return round(a/b, 6) if b else None
+def _ratio(a, b):
+    return round(a / b, 6) if b else None
+
 
 def per_class_metrics(
     counts: np.ndarray,  # (n, K, 3)
-    info: DatasetInfo,   # of the data set
+    info: DatasetInfo,  # of the data set
 ) -> list[dict]:  # label, name, iou, accuracy, share; None where there is nothing to divide by
     "A line for each class. Raises `ValueError` for counts of another number of classes, and where no pixel is labelled"
     if counts.shape[1:] != (info.n_classes, 3):
         raise ValueError(f'counts: expected (n, {info.n_classes}, 3) for {info.name}, found {counts.shape}')
     total = counts[..., 2].sum().item()
-    if not total: raise ValueError('counts: expected labelled pixels, found void only')
+    if not total:
+        raise ValueError('counts: expected labelled pixels, found void only')
     rows = enumerate(zip(info.class_names, counts.sum(0).tolist()))
-    return [dict(label=k, name=name, iou=_ratio(right, predicted + true - right), accuracy=_ratio(right, true),
-                 share=_ratio(true, total)) for k, (name, (right, predicted, true)) in rows]
+    return [
+        dict(
+            label=k,
+            name=name,
+            iou=_ratio(right, predicted + true - right),
+            accuracy=_ratio(right, true),
+            share=_ratio(true, total),
+        )
+        for k, (name, (right, predicted, true)) in rows
+    ]
 
 # %% ../../nbs/evaluation/53_evaluator.ipynb #16abf513
 def plot_classes(
-    table: list[dict],    # of `per_class_metrics`
+    table: list[dict],  # of `per_class_metrics`
     palette: np.ndarray,  # (K, 3) uint8
     background: int | None = None,  # label to leave out of the mean
 ) -> Axes:
     "IoU of the classes in order, with names and shares of the pixels; dashed: their mean"
     import matplotlib.pyplot as plt
+
     rows = sorted((r for r in table if r['iou'] is not None), key=lambda r: r['iou'])
-    values = [100*r['iou'] for r in rows]
-    ax = plt.subplots(figsize=(5.5, .6 + .16*len(rows)), layout='constrained')[1]
-    ax.barh(range(len(rows)), values, color=[palette[r['label']]/255 for r in rows], ec='.6', lw=.5)
-    mean = np.mean([100*r['iou'] for r in rows if r['label'] != background])
-    ax.axvline(mean, c='k', ls='--', lw=.8)
+    values = [100 * r['iou'] for r in rows]
+    ax = plt.subplots(figsize=(5.5, 0.6 + 0.16 * len(rows)), layout='constrained')[1]
+    ax.barh(range(len(rows)), values, color=[palette[r['label']] / 255 for r in rows], ec='.6', lw=0.5)
+    mean = np.mean([100 * r['iou'] for r in rows if r['label'] != background])
+    ax.axvline(mean, c='k', ls='--', lw=0.8)
     ax.spines[['top', 'right']].set_visible(False)
-    ax.set(xlim=(0, 100), ylim=(-.6, len(rows) - .4), xlabel='IoU', yticks=range(len(rows)))
-    ax.set_yticklabels([f'{r["name"]}  {100*r["share"]:.1f} %' for r in rows], fontsize=7)
+    ax.set(xlim=(0, 100), ylim=(-0.6, len(rows) - 0.4), xlabel='IoU', yticks=range(len(rows)))
+    ax.set_yticklabels([f'{r["name"]}  {100 * r["share"]:.1f} %' for r in rows], fontsize=7)
     return ax
 
 # %% ../../nbs/evaluation/53_evaluator.ipynb #610cbd13
 def _write_csv(file, rows):
     with atomic_write(file) as tmp, open(tmp, 'w', newline='', encoding='utf-8') as f:
         writer = csv.DictWriter(f, rows[0])
-        writer.writeheader(); writer.writerows(rows)
-
+        writer.writeheader()
+        writer.writerows(rows)
 
 # %% ../../nbs/evaluation/53_evaluator.ipynb #9feabb98
 def write_report(
     counts: np.ndarray,  # (n, K, 3)
-    info: DatasetInfo,   # of the data set
+    info: DatasetInfo,  # of the data set
     folder: str | Path,  # made where it is not there
 ) -> dict:  # what report.json holds: data, pictures, metrics, classes
     "Write report.csv, report.json and report.png"
     folder, table = Path(folder), per_class_metrics(counts, info)
     metrics = {k: round(v, 6) for k, v in compute_metrics(counts, info).items()}
     found = dict(data=info.name, pictures=len(counts), metrics=metrics, classes=table)
-    _write_csv(folder/'report.csv', table)
-    write_json(folder/'report.json', found)
-    write_figure(folder/'report.png', plot_classes(table, info.palette, info.background).figure)
+    _write_csv(folder / 'report.csv', table)
+    write_json(folder / 'report.json', found)
+    write_figure(folder / 'report.png', plot_classes(table, info.palette, info.background).figure)
     return found
 
 # %% ../../nbs/evaluation/53_evaluator.ipynb #7c087f37
 @dataclass(frozen=True)
 class SubmissionFormat:
     "What an evaluation server wants: for each test picture a PNG of the same size"
+
     example: str  # name of a picture
-    names: str    # regular expression of the names of pictures; its group names the answer
-    answer: str   # path of the answer
+    names: str  # regular expression of the names of pictures; its group names the answer
+    answer: str  # path of the answer
     ids: tuple[int, ...]  # numbers in the file for class 0, 1, ...
     palette: np.ndarray | None = None  # (256, 3) uint8 colours of an indexed file; grey levels where not given
 
+
 SUBMISSION_FORMATS = dict(
-    voc=SubmissionFormat('2008_000006.jpg', r'(\d{4}_\d{6})', 'results/VOC2012/Segmentation/comp6_test_cls/{}.png', tuple(range(21)), voc_palette(256)),
+    voc=SubmissionFormat(
+        '2008_000006.jpg',
+        r'(\d{4}_\d{6})',
+        'results/VOC2012/Segmentation/comp6_test_cls/{}.png',
+        tuple(range(21)),
+        voc_palette(256),
+    ),
     ade20k=SubmissionFormat('ADE_test_00000001.jpg', r'(ADE_[a-z]+_\d{8})', '{}.png', tuple(range(1, 151))),
-    cityscapes=SubmissionFormat('berlin_000000_000019_leftImg8bit.png', r'([a-z-]+_\d{6}_\d{6})_leftImg8bit', '{}_pred.png',
-                      (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33)))
+    cityscapes=SubmissionFormat(
+        'berlin_000000_000019_leftImg8bit.png',
+        r'([a-z-]+_\d{6}_\d{6})_leftImg8bit',
+        '{}_pred.png',
+        (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33),
+    ),
+)
 
 # %% ../../nbs/evaluation/53_evaluator.ipynb #e68e5958
 def _answers(pictures, kind):
-    "Path of the answer → file of the picture. Raises `ValueError` for names that are not the server's, `FileNotFoundError`"
-    if kind not in SUBMISSION_FORMATS: raise ValueError(f"submission: unknown server '{kind}', expected one of {', '.join(SUBMISSION_FORMATS)}")
+    """Path of the answer → file of the picture. Raises `ValueError` for names that are not the server's,
+    `FileNotFoundError`"""
+    if kind not in SUBMISSION_FORMATS:
+        raise ValueError(f"submission: unknown server '{kind}', expected one of {', '.join(SUBMISSION_FORMATS)}")
     server, found = SUBMISSION_FORMATS[kind], {}
     for file in map(Path, pictures):
         name = re.fullmatch(server.names, file.stem)
-        if not name: raise ValueError(f'{file}: expected a picture of {kind}, with a name as {server.example}')
-        if not file.is_file(): raise FileNotFoundError(f'no picture at {file}')
+        if not name:
+            raise ValueError(f'{file}: expected a picture of {kind}, with a name as {server.example}')
+        if not file.is_file():
+            raise FileNotFoundError(f'no picture at {file}')
         path = server.answer.format(name[1])
-        if path in found: raise ValueError(f'{found[path]} and {file} would both be answered in {path}')
+        if path in found:
+            raise ValueError(f'{found[path]} and {file} would both be answered in {path}')
         found[path] = file
-    if not found: raise ValueError(f'submission: expected one picture of {kind} or more, found none')
+    if not found:
+        raise ValueError(f'submission: expected one picture of {kind} or more, found none')
     return found
 
 # %% ../../nbs/evaluation/53_evaluator.ipynb #371c3471
 def _write_labels(file, labels, palette):
     "Labels (H, W) uint8 as a PNG that reads as the same labels; `OSError` where it does not"
     im = Image.fromarray(labels)
-    if palette is not None: im.putpalette(palette.tobytes())
+    if palette is not None:
+        im.putpalette(palette.tobytes())
     with atomic_write(file) as tmp:
         im.save(tmp, format='PNG')
-        if not np.array_equal(load_mask(tmp), labels): raise OSError(f'{file}: reads back as other labels than were written')
+        if not np.array_equal(load_mask(tmp), labels):
+            raise OSError(f'{file}: reads back as other labels than were written')
 
 # %% ../../nbs/evaluation/53_evaluator.ipynb #483c9da4
 def write_submission(
-    predict: Callable,   # a `Predictor`, or what else gives scores or labels of a picture (H, W, 3) uint8
+    predict: Callable,  # a `Predictor`, or what else gives scores or labels of a picture (H, W, 3) uint8
     pictures: Iterable[str | Path],  # files of the test pictures
     folder: str | Path,  # for the answers
-    kind: str,           # one of `SUBMISSION_FORMATS`: 'voc', 'ade20k' or 'cityscapes'
+    kind: str,  # one of `SUBMISSION_FORMATS`: 'voc', 'ade20k' or 'cityscapes'
 ) -> list[Path]:  # the files that were written
-    "Label files as a test server wants them. `ValueError` or `FileNotFoundError` names a picture or label that is not the server's"
+    """Label files as a test server wants them. `ValueError` or `FileNotFoundError` names a picture or label that is
+    not the server's"""
     answers, wanted = _answers(pictures, kind), SUBMISSION_FORMATS[kind]
     ids = np.array(wanted.ids, np.uint8)
     for path, file in progress(answers.items(), 'pictures'):
@@ -182,5 +241,5 @@ def write_submission(
         if labels.shape != picture.shape[:2]:
             raise ValueError(f'{file}: expected {picture.shape[:2]} labels, found {labels.shape}')
         check_labels(labels, len(ids), None, f'the prediction for {file}')
-        _write_labels(Path(folder)/path, ids[labels], wanted.palette)
-    return [Path(folder)/path for path in answers]
+        _write_labels(Path(folder) / path, ids[labels], wanted.palette)
+    return [Path(folder) / path for path in answers]

@@ -4,15 +4,33 @@
 
 # %% ../../nbs/evaluation/54_export.ipynb #1c29a8fd
 from __future__ import annotations
-import contextlib, copy, io, json, math, operator, warnings
+
+import contextlib
+import copy
+import io
+import json
+import math
+import operator
+import warnings
 from importlib import import_module
 from pathlib import Path
-import numpy as np, torch
+
+import numpy as np
+import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
+
 from ..core import IMAGENET_STATS, atomic_write
 from .sliding_window import _outputs
-from ..models.segmentor import _ENTRIES, _card, _check_entries, _from_card, _parse_card, check_images, load_segmentor
+from ctxseg_nb.models.segmentor import (
+    _ENTRIES,
+    _card,
+    _check_entries,
+    _from_card,
+    _parse_card,
+    check_images,
+    load_segmentor,
+)
 
 # %% auto #0
 __all__ = ['trace_model', 'export_program', 'export_onnx', 'Exported', 'load_exported']
@@ -24,13 +42,17 @@ def _image_shape(graph):
     return [int(str(n)) if str(n).isdigit() else None for n in shape]
 
 # %% ../../nbs/evaluation/54_export.ipynb #ba55a368
-_CHECKED = (1, 3, 33, 47), (3, 3, 90, 65)   # images, of sizes that are open
+_CHECKED = (1, 3, 33, 47), (3, 3, 90, 65)  # images, of sizes that are open
 
-def _noise(shape): return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+def _noise(shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
 
 def _reason(e):
     "First line of what was at the bottom of an error"
-    while e.__cause__: e = e.__cause__
+    while e.__cause__:
+        e = e.__cause__
     return (str(e).strip() or type(e).__name__).splitlines()[0][:200]
 
 # %% ../../nbs/evaluation/54_export.ipynb #86405e76
@@ -39,11 +61,20 @@ def _check_same(run, model, shapes, what):
     "Raise `ValueError` where logits differ by more than 1e-4, or 1e-4 of the largest, whatever is more"
     for x in map(_noise, shapes):
         z = model(x)
-        try: y = run(x)
-        except Exception as e: raise ValueError(f'{what}: fails on images {tuple(x.shape)} ({_reason(e)})') from e
-        if y.shape != z.shape: raise ValueError(f'{what}: expected logits {tuple(z.shape)} of images {tuple(x.shape)}, found {tuple(y.shape)}')
+        try:
+            y = run(x)
+        except Exception as e:
+            raise ValueError(f'{what}: fails on images {tuple(x.shape)} ({_reason(e)})') from e
+        if y.shape != z.shape:
+            raise ValueError(
+                f'{what}: expected logits {tuple(z.shape)} of images {tuple(x.shape)}, found {tuple(y.shape)}'
+            )
         gap, most = (y - z).abs().max(), z.abs().max()
-        if not gap <= 1e-4*max(1, most): raise ValueError(f'{what}: logits of images {tuple(x.shape)} differ from the model by {gap:.1e}, the largest is {most:.1e}')
+        if not gap <= 1e-4 * max(1, most):
+            raise ValueError(
+                f'{what}: logits of images {tuple(x.shape)} differ from the model by {gap:.1e}, the largest is '
+                f'{most:.1e}'
+            )
 
 # %% ../../nbs/evaluation/54_export.ipynb #dc034f4d
 def _ready(model):
@@ -54,14 +85,22 @@ def _ready(model):
 # %% ../../nbs/evaluation/54_export.ipynb #a21c739d
 def _store_ceil(graph):
     "Write math.ceil(n/s) as (n + s - 1)//s throughout a graph"
+
     def size(f, *args):
         node = graph.graph.call_function(f, args)
         node.meta['val'] = f(*[a.meta['val'] if isinstance(a, torch.fx.Node) else a for a in args])
         return node
+
     for node in [n for n in graph.graph.nodes if n.target is math.ceil and n.args[0].target is operator.truediv]:
         n, s = node.args[0].args
         with graph.graph.inserting_before(node):
-            node.replace_all_uses_with(size(operator.floordiv, size(operator.add, n, size(operator.sub, s, 1) if isinstance(s, torch.fx.Node) else s - 1), s))
+            node.replace_all_uses_with(
+                size(
+                    operator.floordiv,
+                    size(operator.add, n, size(operator.sub, s, 1) if isinstance(s, torch.fx.Node) else s - 1),
+                    s,
+                )
+            )
     graph.graph.eliminate_dead_code()
 
 # %% ../../nbs/evaluation/54_export.ipynb #87ca7507
@@ -76,22 +115,30 @@ def _quiet():
 def _check_open(graph, fixed, name):
     "Raise `ValueError` where a size that should be open is a constant"
     sizes = dict(zip(('batch size', 'channels', 'height', 'width'), _image_shape(graph)))
-    closed = [k for k in ('batch size', *('height', 'width')*(fixed is None)) if sizes[k]]
-    if closed: raise ValueError(f'{name}: its code makes a constant of the {" and the ".join(closed)} of the images')
+    closed = [k for k in ('batch size', *('height', 'width') * (fixed is None)) if sizes[k]]
+    if closed:
+        raise ValueError(f'{name}: its code makes a constant of the {" and the ".join(closed)} of the images')
 
 # %% ../../nbs/evaluation/54_export.ipynb #c1bbbbc3
 def trace_model(
     model: nn.Module,  # images (B, 3, H, W) → logits (B, K, H, W) in evaluation mode; stays as it is
     fixed: tuple[int, int] | None = None,  # height and width; any size where not given
 ) -> ExportedProgram:  # float32, on the CPU, for any number of images
-    "What a model does in evaluation, as a graph. Raises `ValueError` where that cannot be, or where the graph says something else than the model"
+    """What a model does in evaluation, as a graph. Raises `ValueError` where that cannot be, or where the graph says
+    something else than the model"""
     if tuple(map(int, torch.__version__.split('.')[:2])) < (2, 9):
         raise ValueError(f'export: expected PyTorch 2.9 or newer, found {torch.__version__}')
     name, net, x = type(getattr(model, 'head', model)).__name__, _ready(model), _noise((2, 3, *(fixed or (53, 38))))
     _outputs(net, x)
     try:
-        with torch.no_grad(), _quiet(): graph = torch.export.export(net, (x,), dynamic_shapes=({d: Dim.AUTO for d in (0, 2, 3)[:1 if fixed else 3]},))
-    except Exception as e: raise ValueError(f'{name}: cannot be traced for pictures of {f"size {tuple(fixed)}" if fixed else "any size"} ({_reason(e)})') from e
+        with torch.no_grad(), _quiet():
+            graph = torch.export.export(
+                net, (x,), dynamic_shapes=({d: Dim.AUTO for d in (0, 2, 3)[: 1 if fixed else 3]},)
+            )
+    except Exception as e:
+        raise ValueError(
+            f'{name}: cannot be traced for pictures of {f"size {tuple(fixed)}" if fixed else "any size"} ({_reason(e)})'
+        ) from e
     _check_open(graph, fixed, name)
     _store_ceil(graph)
     graph.example_inputs = None
@@ -103,51 +150,75 @@ def trace_model(
 def _windows(n, bins, device):
     "(bins, n): is the cell in the window of adaptive pooling?"
     i, cell = torch.arange(bins, device=device)[:, None], torch.arange(n, device=device)
-    return (cell >= i*n//bins) & (cell < ((i + 1)*n + bins - 1)//bins)
+    return (cell >= i * n // bins) & (cell < ((i + 1) * n + bins - 1) // bins)
 
 # %% ../../nbs/evaluation/54_export.ipynb #3bcad165
 def _avg_pool(x, size):
     "`adaptive_avg_pool2d` as two matrix products"
     P, Q = (_windows(n, b, x.device).to(x.dtype) for n, b in zip(x.shape[-2:], size))
-    return (P/P.sum(1, keepdim=True)) @ x @ (Q/Q.sum(1, keepdim=True)).mT
+    return (P / P.sum(1, keepdim=True)) @ x @ (Q / Q.sum(1, keepdim=True)).mT
+
 
 def _max_pool(x, size):
     "`adaptive_max_pool2d`, one axis after the other; zeros for the indices, which nobody asks for"
     P, Q = (_windows(n, b, x.device) for n, b in zip(x.shape[-2:], size))
-    y = torch.where(Q, x[..., None, :], -torch.inf).amax(-1)                   # (B, C, h, bins)
-    y = torch.where(P[:, :, None], y[..., None, :, :], -torch.inf).amax(-2)    # (B, C, bins, bins)
+    y = torch.where(Q, x[..., None, :], -torch.inf).amax(-1)  # (B, C, h, bins)
+    y = torch.where(P[:, :, None], y[..., None, :, :], -torch.inf).amax(-2)  # (B, C, bins, bins)
     return y, torch.zeros_like(y, dtype=torch.long)
 
 # %% ../../nbs/evaluation/54_export.ipynb #ca290e18
 def _need(*names):
     "Packages that not everybody has. Raises `ImportError` that says how to get them"
-    try: return [import_module(n) for n in names]
-    except ImportError as e: raise ImportError(f'ONNX files need {e.name}: pip install onnx onnxscript onnxruntime') from e
+    try:
+        return [import_module(n) for n in names]
+    except ImportError as e:
+        raise ImportError(f'ONNX files need {e.name}: pip install onnx onnxscript onnxruntime') from e
+
 
 def _onnx_session(data):
     "ONNX Runtime for the bytes of a model, with as many threads as PyTorch has"
-    ort, = _need('onnxruntime')
+    (ort,) = _need('onnxruntime')
     options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 4   # what goes wrong is raised, too
+    options.intra_op_num_threads, options.log_severity_level = (
+        torch.get_num_threads(),
+        4,
+    )  # what goes wrong is raised, too
     return ort.InferenceSession(data, options, providers=['CPUExecutionProvider'])
 
-def _runner(session): return lambda x: torch.from_numpy(session.run(None, {'images': x.contiguous().numpy()})[0])
+
+def _runner(session):
+    return lambda x: torch.from_numpy(session.run(None, {'images': x.contiguous().numpy()})[0])
 
 # %% ../../nbs/evaluation/54_export.ipynb #d2a24fe1
-_REWRITTEN = {torch.ops.aten.adaptive_avg_pool2d.default: _avg_pool, torch.ops.aten.adaptive_max_pool2d.default: _max_pool}
+_REWRITTEN = {
+    torch.ops.aten.adaptive_avg_pool2d.default: _avg_pool,
+    torch.ops.aten.adaptive_max_pool2d.default: _max_pool,
+}
+
 
 def _to_onnx(graph):
     "An ONNX model of a graph, in one piece"
     from onnxscript import opset18 as op
-    def floor_divide(a, b): return op.Div(op.Sub(a, op.Mod(a, b)), b)
+
+    def floor_divide(a, b):
+        return op.Div(op.Sub(a, op.Mod(a, b)), b)
+
     parts = [m for m in graph.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
     with torch.no_grad(), _quiet():
-        if any(n.target in _REWRITTEN for m in parts for n in m.graph.nodes): graph = graph.run_decompositions(_REWRITTEN)
-        return torch.onnx.export(graph, dynamo=True, verbose=False, input_names=['images'], output_names=['logits'],
-                                 custom_translation_table={operator.floordiv: floor_divide}).model_proto
+        if any(n.target in _REWRITTEN for m in parts for n in m.graph.nodes):
+            graph = graph.run_decompositions(_REWRITTEN)
+        return torch.onnx.export(
+            graph,
+            dynamo=True,
+            verbose=False,
+            input_names=['images'],
+            output_names=['logits'],
+            custom_translation_table={operator.floordiv: floor_divide},
+        ).model_proto
 
 # %% ../../nbs/evaluation/54_export.ipynb #eb06f286
 _KEY = 'ctxseg.json'  # of the card, in both formats
+
 
 def _graph_card(graph, path, class_names, colours, stats, size):
     "The card of a graph, as JSON"
@@ -158,60 +229,78 @@ def _graph_card(graph, path, class_names, colours, stats, size):
 # %% ../../nbs/evaluation/54_export.ipynb #edaab835
 def _read_graph_card(text, path, n_classes):
     "Codes, palette (K, 3) uint8, stats, size and fixed"
-    if text is None: raise ValueError(f'{path}: expected the card of an exported model, found none')
+    if text is None:
+        raise ValueError(f'{path}: expected the card of an exported model, found none')
     card = _parse_card(text, path)
     _check_entries(dict(fixed=_ENTRIES['size']), card, path, 0)
-    if len(n_classes) != 1 or type(n_classes[0]) is not int: raise ValueError(f'{path}: expected logits of a certain number of classes, found {n_classes}')
+    if len(n_classes) != 1 or type(n_classes[0]) is not int:
+        raise ValueError(f'{path}: expected logits of a certain number of classes, found {n_classes}')
     return _from_card(card, n_classes[0], path) | dict(fixed=card['fixed'])
 
 # %% ../../nbs/evaluation/54_export.ipynb #b372597f
 def _graph_for(model, path, suffix):
     "The graph of a model that goes to `path`"
-    if Path(path).suffix != suffix: raise ValueError(f'{path}: expected a name that ends in {suffix}')
+    if Path(path).suffix != suffix:
+        raise ValueError(f'{path}: expected a name that ends in {suffix}')
     return model if isinstance(model, ExportedProgram) else trace_model(model)
 
 # %% ../../nbs/evaluation/54_export.ipynb #f9fba2be
 def export_program(
     model: nn.Module | ExportedProgram,  # a model, or its graph from `trace_model`
     path: str | Path,  # of the file, ends in .pt2
-    class_names,             # K class names
+    class_names,  # K class names
     palette: np.ndarray | None = None,  # (K, 3) uint8; `core.palette(K)` where not given
     stats=IMAGENET_STATS,  # mean and standard deviation of the images' channels
     size: tuple[int, int] | None = None,  # (H, W) of the pictures in training, for whoever predicts with it later
 ):
-    "Write what a model does in PyTorch's own format. Raises `ValueError` as `trace_model` does, and `OSError` naming the file where it cannot be written"
+    """Write what a model does in PyTorch's own format. Raises `ValueError` as `trace_model` does, and `OSError`
+    naming the file where it cannot be written"""
     graph, data = _graph_for(model, path, '.pt2'), io.BytesIO()
     card = _graph_card(graph, path, class_names, palette, stats, size)
     try:
-        with _quiet(): torch.export.save(graph, data, extra_files={_KEY: card})
-    except Exception as e: raise ValueError(f'{path}: the graph cannot be stored ({_reason(e)})') from e
-    with atomic_write(path) as tmp: tmp.write_bytes(data.getvalue())
+        with _quiet():
+            torch.export.save(graph, data, extra_files={_KEY: card})
+    except Exception as e:
+        raise ValueError(f'{path}: the graph cannot be stored ({_reason(e)})') from e
+    with atomic_write(path) as tmp:
+        tmp.write_bytes(data.getvalue())
 
 # %% ../../nbs/evaluation/54_export.ipynb #f516f62f
 def export_onnx(
     model: nn.Module | ExportedProgram,  # a model, or its graph from `trace_model`
     path: str | Path,  # of the file, ends in .onnx
-    class_names,             # K class names
+    class_names,  # K class names
     palette: np.ndarray | None = None,  # (K, 3) uint8; `core.palette(K)` where not given
     stats=IMAGENET_STATS,  # mean and standard deviation of the images' channels
     size: tuple[int, int] | None = None,  # (H, W) of the pictures in training, for whoever predicts with it later
 ):
-    "Write what a model does as ONNX, input 'images', output 'logits', up to 2 GiB. Raises as `export_program` does, also where ONNX Runtime says something else than the model, and `ImportError` where packages are missing"
+    """Write what a model does as ONNX, input 'images', output 'logits', up to 2 GiB. Raises as `export_program`
+    does, also where ONNX Runtime says something else than the model, and `ImportError` where packages are missing"""
     onnx, *_ = _need('onnx', 'onnxscript', 'onnxruntime')
     graph = _graph_for(model, path, '.onnx')
     card = _graph_card(graph, path, class_names, palette, stats, size)
-    try: proto, fixed = _to_onnx(graph), json.loads(card)['fixed']
-    except Exception as e: raise ValueError(f'{path}: the graph cannot be written as ONNX ({_reason(e)})') from e
+    try:
+        proto, fixed = _to_onnx(graph), json.loads(card)['fixed']
+    except Exception as e:
+        raise ValueError(f'{path}: the graph cannot be written as ONNX ({_reason(e)})') from e
     onnx.helper.set_model_props(proto, {_KEY: card})
     data = proto.SerializeToString()
-    _check_same(_runner(_onnx_session(data)), graph.module(), [(b, 3, *fixed) for b in (1, 3)] if fixed else _CHECKED, f'{path}: ONNX Runtime')
-    with atomic_write(path) as tmp: tmp.write_bytes(data)
+    _check_same(
+        _runner(_onnx_session(data)),
+        graph.module(),
+        [(b, 3, *fixed) for b in (1, 3)] if fixed else _CHECKED,
+        f'{path}: ONNX Runtime',
+    )
+    with atomic_write(path) as tmp:
+        tmp.write_bytes(data)
 
 # %% ../../nbs/evaluation/54_export.ipynb #cddf891e
 class Exported(nn.Module):
     "Images (B, 3, H, W) → logits (B, K, H, W), float32, computed on the CPU and brought to where the images are"
-    def __init__(self,
-        run,               # float32 images → logits, on the CPU
+
+    def __init__(
+        self,
+        run,  # float32 images → logits, on the CPU
         path: str | Path,  # of the file, for errors
         fixed: list[int] | None = None,  # the only height and width that it knows
     ):
@@ -221,55 +310,86 @@ class Exported(nn.Module):
     @torch.no_grad()
     def forward(self, x):
         x = check_images(x)
-        if self.fixed and list(x.shape[2:]) != self.fixed: raise ValueError(f'{self.path}: expected images of {self.fixed[0]}×{self.fixed[1]} pixels, the one size it was exported for, found {x.shape[2]}×{x.shape[3]}')
-        try: logits = self.run(x.float().cpu())
-        except Exception as e: raise ValueError(f'{self.path}: fails on images {tuple(x.shape)} ({_reason(e)})') from e
+        if self.fixed and list(x.shape[2:]) != self.fixed:
+            raise ValueError(
+                f'{self.path}: expected images of {self.fixed[0]}×{self.fixed[1]} pixels, the one size it was '
+                f'exported for, found {x.shape[2]}×{x.shape[3]}'
+            )
+        try:
+            logits = self.run(x.float().cpu())
+        except Exception as e:
+            raise ValueError(f'{self.path}: fails on images {tuple(x.shape)} ({_reason(e)})') from e
         return logits.to(x.device)
 
 # %% ../../nbs/evaluation/54_export.ipynb #1858c425
 def _check_whole(proto, path):
     "Raise `ValueError` where a tensor of an ONNX model, at any depth, is kept in another file"
     for field, value in proto.ListFields():
-        if field.message_type is None: continue
+        if field.message_type is None:
+            continue
         for part in value if hasattr(value, '__len__') else [value]:
             if getattr(part, 'external_data', None):
-                raise ValueError(f'{path}: expected all weights in the file itself, found some that are kept in {part.external_data[0].value!r}')
+                raise ValueError(
+                    f'{path}: expected all weights in the file itself, found some that are kept in '
+                    f'{part.external_data[0].value!r}'
+                )
             _check_whole(part, path)
+
 
 def _load_onnx(path):
     "A function from images to logits, the text of the card, and the number of classes as a list"
     onnx, _ = _need('onnx', 'onnxruntime')
     data = path.read_bytes()
-    try: proto = onnx.load_model_from_string(data)
-    except Exception as e: raise ValueError(f'{path}: expected an ONNX file, found a truncated or other one ({_reason(e)})') from e
+    try:
+        proto = onnx.load_model_from_string(data)
+    except Exception as e:
+        raise ValueError(f'{path}: expected an ONNX file, found a truncated or other one ({_reason(e)})') from e
     _check_whole(proto, path)
-    try: session = _onnx_session(data)
-    except Exception as e: raise ValueError(f'{path}: expected an ONNX file that ONNX Runtime can run ({_reason(e)})') from e
+    try:
+        session = _onnx_session(data)
+    except Exception as e:
+        raise ValueError(f'{path}: expected an ONNX file that ONNX Runtime can run ({_reason(e)})') from e
     return _runner(session), session.get_modelmeta().custom_metadata_map.get(_KEY), session.get_outputs()[0].shape[1:2]
 
+
 def _load_program(path):
-    "A function from images to logits, the text of the card, and the number of classes as a list. Executes what a pickle in the file says"
+    """A function from images to logits, the text of the card, and the number of classes as a list. Executes what a
+    pickle in the file says"""
     cards = {_KEY: None}
     try:
-        with _quiet(): graph = torch.export.load(io.BytesIO(path.read_bytes()), extra_files=cards)
+        with _quiet():
+            graph = torch.export.load(io.BytesIO(path.read_bytes()), extra_files=cards)
         run, shape = graph.module(), graph.graph.output_node().args[0][0].meta['val'].shape
-    except Exception as e: raise ValueError(f'{path}: expected a program of torch.export, found a truncated or other one ({_reason(e)})') from e
+    except Exception as e:
+        raise ValueError(
+            f'{path}: expected a program of torch.export, found a truncated or other one ({_reason(e)})'
+        ) from e
     return (lambda x: run(x)), cards[_KEY], list(shape[1:2])
 
 # %% ../../nbs/evaluation/54_export.ipynb #523a729e
 def load_exported(
     path: str | Path,  # ends in .onnx, .pt2 or .safetensors
     trust: bool = False,  # read a .pt2 file too, although that can execute code that is in it
-) -> tuple[nn.Module, dict]:  # images (B, 3, H, W) → logits (B, K, H, W); class_names, palette (K, 3) uint8, stats and size
-    "Read what `export_onnx`, `export_program` or `save_segmentor` wrote. Raises `FileNotFoundError`, or `ValueError` naming the file, what was expected and what was found. Nothing in an .onnx or .safetensors file is executed, and no other file is opened for it"
+) -> tuple[
+    nn.Module, dict
+]:  # images (B, 3, H, W) → logits (B, K, H, W); class_names, palette (K, 3) uint8, stats and size
+    """Read what `export_onnx`, `export_program` or `save_segmentor` wrote. Raises `FileNotFoundError`, or
+    `ValueError` naming the file, what was expected and what was found. Nothing in an .onnx or .safetensors file is
+    executed, and no other file is opened for it"""
     path = Path(path)
-    if path.suffix in ('', '.json', '.safetensors'): return load_segmentor(path)
+    if path.suffix in ('', '.json', '.safetensors'):
+        return load_segmentor(path)
     loaders = {'.onnx': _load_onnx, '.pt2': _load_program}
-    if path.suffix not in loaders: raise ValueError(f'{path}: expected a model that ends in .onnx, .pt2 or .safetensors, found {path.suffix}')
+    if path.suffix not in loaders:
+        raise ValueError(f'{path}: expected a model that ends in .onnx, .pt2 or .safetensors, found {path.suffix}')
     if path.suffix == '.pt2' and not trust:
-        raise ValueError(f'{path}: reading a .pt2 file can execute code that is in it; where you trust its source, allow it with --trust '
-                         '(in Python load_exported(path, trust=True)), or use the model as .safetensors or .onnx')
-    if not path.is_file(): raise FileNotFoundError(f'{path}: no such file')
+        raise ValueError(
+            f'{path}: reading a .pt2 file can execute code that is in it; where you trust its source, allow it with '
+            '--trust '
+            '(in Python load_exported(path, trust=True)), or use the model as .safetensors or .onnx'
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f'{path}: no such file')
     run, card, n_classes = loaders[path.suffix](path)
     info = _read_graph_card(card, path, n_classes)
     return Exported(run, path, info['fixed']), info

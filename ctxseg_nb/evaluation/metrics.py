@@ -4,12 +4,16 @@
 
 # %% ../../nbs/evaluation/51_metrics.ipynb #660298ec
 from __future__ import annotations
+
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-import numpy as np, torch
+
+import numpy as np
+import torch
 import torch.distributed as dist
 from fastai.learner import Learner, Metric
+
 from ..core import IGNORE, DatasetInfo, Registry, check_labels, check_n_classes, labels_of
 
 # %% auto #0
@@ -20,17 +24,20 @@ __all__ = ['METRICS', 'confusion_matrix', 'class_counts', 'iou', 'pixel_accuracy
 # %% ../../nbs/evaluation/51_metrics.ipynb #fd1e53dd
 def _labels(pred, target, n_classes):
     logits = pred.is_floating_point()
-    expected = target.shape[:1] + (n_classes,)*logits + target.shape[1:]
+    expected = target.shape[:1] + (n_classes,) * logits + target.shape[1:]
     if target.is_floating_point() or pred.shape != expected:
-        raise ValueError('expected integer target (B, H, W) and pred as labels (B, H, W) or logits '
-                         f'(B, {n_classes}, H, W), found target {tuple(target.shape)} of {target.dtype} '
-                         f'and pred {tuple(pred.shape)} of {pred.dtype}')
+        raise ValueError(
+            'expected integer target (B, H, W) and pred as labels (B, H, W) or logits '
+            f'(B, {n_classes}, H, W), found target {tuple(target.shape)} of {target.dtype} '
+            f'and pred {tuple(pred.shape)} of {pred.dtype}'
+        )
     return labels_of(pred) if logits else pred
 
 # %% ../../nbs/evaluation/51_metrics.ipynb #b93d5df7
 def _valid_labels(pred, target, n_classes, ignore_index):
     "Predicted and true labels of the pixels that are not void, and where these are. Raises `ValueError` for wrong ones"
-    if ignore_index == IGNORE: check_n_classes(n_classes)
+    if ignore_index == IGNORE:
+        check_n_classes(n_classes)
     pred, target = (x.as_subclass(torch.Tensor) for x in (pred, target))
     pred, valid = _labels(pred, target, n_classes), target != ignore_index
     p, t = pred[valid].long(), target[valid].long()
@@ -38,28 +45,32 @@ def _valid_labels(pred, target, n_classes, ignore_index):
     check_labels(p, n_classes, None, 'pred')
     return p, t, valid
 
+
 def confusion_matrix(
-    pred: torch.Tensor,    # (B, H, W) labels, or (B, K, H, W) logits of any floating type
+    pred: torch.Tensor,  # (B, H, W) labels, or (B, K, H, W) logits of any floating type
     target: torch.Tensor,  # (B, H, W) labels
-    n_classes: int,        # K
+    n_classes: int,  # K
     ignore_index: int = IGNORE,  # label of void pixels in `target`
 ) -> torch.Tensor:  # (K, K) long counts, rows truth, columns prediction
     "Pixels of each true and predicted class. Raises `ValueError` for other shapes, wrong labels, logits not finite"
     p, t, _ = _valid_labels(pred, target, n_classes, ignore_index)
-    return torch.bincount(t*n_classes + p, minlength=n_classes**2).view(n_classes, n_classes)
+    return torch.bincount(t * n_classes + p, minlength=n_classes**2).view(n_classes, n_classes)
 
 # %% ../../nbs/evaluation/51_metrics.ipynb #c1ae847c
 def class_counts(
-    pred: torch.Tensor,    # (B, H, W) labels, or (B, K, H, W) logits or probabilities
+    pred: torch.Tensor,  # (B, H, W) labels, or (B, K, H, W) logits or probabilities
     target: torch.Tensor,  # (B, H, W) labels
-    n_classes: int,        # K
+    n_classes: int,  # K
     ignore_index: int = IGNORE,  # label of void pixels in `target`
 ) -> torch.Tensor:  # (B, K, 3) long: pixels right, predicted, true
     "What every score of these pictures is computed from. Raises `ValueError` as `confusion_matrix` does"
     p, t, valid = _valid_labels(pred, target, n_classes, ignore_index)
     b = len(target)
-    first = torch.arange(0, b*n_classes, n_classes, device=t.device).view(b, 1, 1).expand(valid.shape)[valid]
-    def count(labels): return torch.bincount(labels, minlength=b*n_classes).view(b, n_classes)
+    first = torch.arange(0, b * n_classes, n_classes, device=t.device).view(b, 1, 1).expand(valid.shape)[valid]
+
+    def count(labels):
+        return torch.bincount(labels, minlength=b * n_classes).view(b, n_classes)
+
     return torch.stack([count((first + t)[p == t]), count(first + p), count(first + t)], -1)
 
 # %% ../../nbs/evaluation/51_metrics.ipynb #e1043278
@@ -68,60 +79,70 @@ def _parts(counts):
     counts = counts.cpu() if isinstance(counts, torch.Tensor) else counts
     return np.moveaxis(np.asarray(counts, float), -1, 0)
 
+
 def iou(
     counts: np.ndarray | torch.Tensor,  # (..., K, 3)
 ) -> np.ndarray:  # (..., K), nan for classes in neither truth nor prediction
     "Intersection over union of each class (Long et al. 2015, section 5)"
     right, predicted, true = _parts(counts)
-    with np.errstate(invalid='ignore'): return right/(predicted + true - right)
+    with np.errstate(invalid='ignore'):
+        return right / (predicted + true - right)
 
 # %% ../../nbs/evaluation/51_metrics.ipynb #a10d26fb
-METRICS = Registry('metric', 'ctxseg_nb.evaluation')   # name → f(counts (..., K, 3), `DatasetInfo`) → (...), or None
+METRICS = Registry('metric', 'ctxseg_nb.evaluation')  # name → f(counts (..., K, 3), `DatasetInfo`) → (...), or None
+
 
 @METRICS.register('pixel_acc')
 def pixel_accuracy(
     counts: np.ndarray | torch.Tensor,  # (..., K, 3)
-    info: DatasetInfo | None = None,    # not used
+    info: DatasetInfo | None = None,  # not used
 ) -> np.ndarray:  # (...), nan without any pixel
     "Share of the pixels that are right"
     right, _, true = _parts(counts)
-    with np.errstate(invalid='ignore'): return right.sum(-1)/true.sum(-1)
+    with np.errstate(invalid='ignore'):
+        return right.sum(-1) / true.sum(-1)
 
 # %% ../../nbs/evaluation/51_metrics.ipynb #cf19d290
 @METRICS.register('mean_acc')
 def mean_accuracy(
     counts: np.ndarray | torch.Tensor,  # (..., K, 3)
-    info: DatasetInfo | None = None,    # not used
+    info: DatasetInfo | None = None,  # not used
 ) -> np.ndarray:  # (...), nan without any pixel
     "Share of its true pixels that a class gets, mean over classes in truth or prediction; 0 if only predicted"
     right, predicted, true = _parts(counts)
     there = predicted + true > 0
-    with np.errstate(invalid='ignore'): return (right/np.maximum(true, 1)).sum(-1, where=there)/there.sum(-1)
+    with np.errstate(invalid='ignore'):
+        return (right / np.maximum(true, 1)).sum(-1, where=there) / there.sum(-1)
 
 # %% ../../nbs/evaluation/51_metrics.ipynb #09a6e1f8
 def mean_iou(
-    counts: np.ndarray | torch.Tensor,      # (..., K, 3)
-    classes: Sequence[int] | None = None,   # labels to average over; all where not given
-    background: int | None = None,          # label to leave out of the mean
+    counts: np.ndarray | torch.Tensor,  # (..., K, 3)
+    classes: Sequence[int] | None = None,  # labels to average over; all where not given
+    background: int | None = None,  # label to leave out of the mean
 ) -> np.ndarray:  # (...), nan where none of the classes occurs
     "Mean IoU over classes in truth or prediction. The pixels of a `background` stay false positives of the others"
     right, predicted, true = _parts(counts)
     labels = list(range(right.shape[-1]) if classes is None else classes)
-    check_labels(np.array(labels + [background]*(background is not None), int), right.shape[-1], None, 'mean_iou')
+    check_labels(np.array(labels + [background] * (background is not None), int), right.shape[-1], None, 'mean_iou')
     labels = [k for k in labels if k != background]
     right, union = right[..., labels], (predicted + true - right)[..., labels]
-    with np.errstate(invalid='ignore'): return np.where(union > 0, right/union, 0).sum(-1)/(union > 0).sum(-1)
+    with np.errstate(invalid='ignore'):
+        return np.where(union > 0, right / union, 0).sum(-1) / (union > 0).sum(-1)
+
 
 @METRICS.register('miou')
-def _miou(counts, info): return mean_iou(counts, background=info.background)
+def _miou(counts, info):
+    return mean_iou(counts, background=info.background)
+
 
 @METRICS.register('miou_with_background')
-def _miou_with_background(counts, info): return None if info.background is None else mean_iou(counts)
+def _miou_with_background(counts, info):
+    return None if info.background is None else mean_iou(counts)
 
 # %% ../../nbs/evaluation/51_metrics.ipynb #f4e78125
 def compute_metrics(
     counts: np.ndarray,  # (n, K, 3) of pictures
-    info: DatasetInfo,   # of the data set
+    info: DatasetInfo,  # of the data set
 ) -> dict[str, float]:
     "Every registered metric that means something for the data set, and the mean IoU of every class group that occurs"
     total = counts.sum(0)
@@ -131,32 +152,38 @@ def compute_metrics(
 
 # %% ../../nbs/evaluation/51_metrics.ipynb #c5adeef9
 def reliability(
-    probs: torch.Tensor,   # (B, K, H, W) probabilities
+    probs: torch.Tensor,  # (B, K, H, W) probabilities
     target: torch.Tensor,  # (B, H, W) labels
-    n_bins: int = 15,      # of equal width
+    n_bins: int = 15,  # of equal width
     ignore_index: int = IGNORE,  # label of void pixels in `target`
 ) -> torch.Tensor:  # (n_bins, 3) float64: pixels, sum of the largest probabilities, right ones
-    "Pixels by the probability of the label they are given. Raises `ValueError` for what is no probability, nan among it"
+    """Pixels by the probability of the label they are given. Raises `ValueError` for what is no probability, nan
+    among it"""
     valid, (said, label) = target != ignore_index, probs.max(1)
     if not ((said > 0) & (said < 1.001)).all():
-        raise ValueError(f'probs: expected probabilities, found {said.min():.3g} to {said.max():.3g} as the largest of a pixel')
+        raise ValueError(
+            f'probs: expected probabilities, found {said.min():.3g} to {said.max():.3g} as the largest of a pixel'
+        )
     said, right = said[valid].double(), (label == target)[valid].double()
-    bins = (said*n_bins).ceil().long().sub(1).clamp(0, n_bins - 1)
+    bins = (said * n_bins).ceil().long().sub(1).clamp(0, n_bins - 1)
     return said.new_zeros(n_bins, 3).index_add_(0, bins, torch.stack([torch.ones_like(said), said, right], 1))
+
 
 def calibration_error(
     bins: torch.Tensor,  # (n_bins, 3) sums of `reliability`
 ) -> torch.Tensor:  # scalar float64, 0..1
     "Expected calibration error (Guo et al. 2017, equation 3). nan where there is no pixel"
     n, said, right = bins.unbind(1)
-    return (said - right).abs().sum()/n.sum()
+    return (said - right).abs().sum() / n.sum()
 
 # %% ../../nbs/evaluation/51_metrics.ipynb #12d600a4
 def _sum_ranks(counts):
     "Sum of the ranks' (K, 3) counts, on the CPU; `None` from those that have none"
-    if counts is not None: counts = counts.cpu()
-    if not (dist.is_available() and dist.is_initialized()): return counts
-    parts = [None]*dist.get_world_size()
+    if counts is not None:
+        counts = counts.cpu()
+    if not (dist.is_available() and dist.is_initialized()):
+        return counts
+    parts = [None] * dist.get_world_size()
     dist.all_gather_object(parts, counts)
     seen = [c for c in parts if c is not None]
     return sum(seen) if seen else None
@@ -164,21 +191,25 @@ def _sum_ranks(counts):
 # %% ../../nbs/evaluation/51_metrics.ipynb #dbd3dd38
 def _own_images(dl, n):
     "How many of a batch's `n` images are in the data set, not repeats that fill up a rank of fastai's `DistributedDL`"
-    if not hasattr(dl, 'n_padded'): return n
-    first = dl.rank*dl.n_padded//dl.world_size + dl.i - n  # place of the batch's first image
+    if not hasattr(dl, 'n_padded'):
+        return n
+    first = dl.rank * dl.n_padded // dl.world_size + dl.i - n  # place of the batch's first image
     return min(n, max(0, dl.n - first))
 
 # %% ../../nbs/evaluation/51_metrics.ipynb #bba89d90
 class ClassCounts(Metric):
     "The (K, 3) counts of a validation pass over all ranks: pixels right, predicted, true; at first `None`"
-    def __init__(self,
+
+    def __init__(
+        self,
         n_classes: int | None = None,  # K; that of the logits where not given
-        ignore_index: int = IGNORE,    # label of void pixels
+        ignore_index: int = IGNORE,  # label of void pixels
     ) -> None:
         self.n_classes, self.ignore_index = n_classes, ignore_index
         self.reset()
 
-    def reset(self, owner: Metric | None = None) -> None: self.counts, self.total, self.owner = None, None, owner
+    def reset(self, owner: Metric | None = None) -> None:
+        self.counts, self.total, self.owner = None, None, owner
 
     def accumulate(self, learn: Learner) -> None:
         pred = learn.pred['logits'] if isinstance(learn.pred, dict) else learn.pred
@@ -188,27 +219,32 @@ class ClassCounts(Metric):
 
     @property
     def value(self) -> torch.Tensor | None:
-        if self.total is None: self.total = _sum_ranks(self.counts)
+        if self.total is None:
+            self.total = _sum_ranks(self.counts)
         return self.total
 
     @property
-    def name(self) -> str: return 'class_counts'
-
+    def name(self) -> str:
+        return 'class_counts'
 
 # %% ../../nbs/evaluation/51_metrics.ipynb #552e0fbd
 class CountMetric(Metric):
     "A number computed from class counts. Of metrics that share a `counter`, the last one to be reset counts, all read"
-    def __init__(self,
-        name: str,       # in fastai's table
+
+    def __init__(
+        self,
+        name: str,  # in fastai's table
         read: Callable,  # counts (K, 3) → number
         counter: ClassCounts | None = None,  # one of its own where not given; so for all metrics below
     ) -> None:
         self._name, self.read, self.counter = name, read, ClassCounts() if counter is None else counter
 
-    def reset(self) -> None: self.counter.reset(owner=self)
+    def reset(self) -> None:
+        self.counter.reset(owner=self)
 
     def accumulate(self, learn: Learner) -> None:
-        if self.counter.owner is self: self.counter.accumulate(learn)
+        if self.counter.owner is self:
+            self.counter.accumulate(learn)
 
     @property
     def value(self) -> float | None:
@@ -216,36 +252,46 @@ class CountMetric(Metric):
         return None if counts is None else float(self.read(counts))
 
     @property
-    def name(self) -> str: return self._name
+    def name(self) -> str:
+        return self._name
 
 # %% ../../nbs/evaluation/51_metrics.ipynb #a778f144
 class PixelAccuracy(CountMetric):
     "Share of the pixels that are right"
+
     def __init__(self, counter: ClassCounts | None = None) -> None:
         super().__init__('pixel_acc', pixel_accuracy, counter)
 
+
 class MeanAccuracy(CountMetric):
     "Mean over classes of the share of their pixels that is found"
+
     def __init__(self, counter: ClassCounts | None = None) -> None:
         super().__init__('mean_acc', mean_accuracy, counter)
 
+
 class MIoU(CountMetric):
     "Mean IoU of all classes but `background`, if there is one: the `miou` of `compute_metrics` and `ctxseg evaluate`"
+
     def __init__(self, background: int | None = None, counter: ClassCounts | None = None) -> None:
         super().__init__('miou', partial(mean_iou, background=background), counter)
 
 # %% ../../nbs/evaluation/51_metrics.ipynb #c071078b
 class GroupIoU(CountMetric):
     "Mean IoU of a group of classes"
-    def __init__(self,
+
+    def __init__(
+        self,
         name: str,  # in fastai's table
         labels: Sequence[int],  # of the group
         counter: ClassCounts | None = None,
     ) -> None:
         super().__init__(name, partial(mean_iou, classes=tuple(labels)), counter)
 
+
 class ClassIoU(GroupIoU):
     "IoU of one class"
+
     def __init__(self, label: int, name: str, counter: ClassCounts | None = None) -> None:
         super().__init__(name, [label], counter)
 
@@ -256,7 +302,7 @@ def segmentation_metrics(
     "The metrics of a data set, for `Learner(metrics=…)`; `[0].counter.value` are the counts"
     counter, nothing = ClassCounts(info.n_classes), np.zeros((info.n_classes, 3))
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')   # of means over no class
+        warnings.simplefilter('ignore')  # of means over no class
         applies = [name for name, metric in METRICS.items() if metric(nothing, info) is not None]
     known = {name: partial(METRICS[name], info=info) for name in applies}
     metrics = [CountMetric(name, metric, counter) for name, metric in known.items()]

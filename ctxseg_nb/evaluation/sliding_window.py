@@ -4,13 +4,18 @@
 
 # %% ../../nbs/evaluation/52_sliding_window.ipynb #21cd069d
 from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, product
-import numpy as np, torch, torch.nn.functional as F
+
+import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import nn
+
 from ..core import IMAGENET_STATS, at_least_float32, check_n_classes, labels_of, tune_malloc
 from ..models.encnet import Encoding
 
@@ -19,44 +24,55 @@ __all__ = ['SCALES', 'window_starts', 'scaled_size', 'eval_mode', 'needs_full_wi
 
 # %% ../../nbs/evaluation/52_sliding_window.ipynb #1a1a9d16
 def window_starts(
-    n: int,     # length of the axis, pixels, at least `crop`
+    n: int,  # length of the axis, pixels, at least `crop`
     crop: int,  # length of a window, pixels
-    stride: float = 2/3,  # step from window to window, as a share of `crop`
+    stride: float = 2 / 3,  # step from window to window, as a share of `crop`
 ) -> list[int]:
     "Where windows start along an axis; the last one is shifted back inside"
-    step = max(1, int(crop*stride + 1e-6))
+    step = max(1, int(crop * stride + 1e-6))
     return [min(i, n - crop) for i in range(0, n - crop + step, step)]
 
 # %% ../../nbs/evaluation/52_sliding_window.ipynb #412501c9
-SCALES = (.5, .75, 1, 1.25, 1.5, 1.75)  # Zhang et al. 2019, section 4.1
+SCALES = (0.5, 0.75, 1, 1.25, 1.5, 1.75)  # Zhang et al. 2019, section 4.1
+
 
 def scaled_size(
     size: tuple[int, int],  # height and width, pixels
-    scale: float,           # factor
-) -> tuple[int, int]:       # at least one pixel each
+    scale: float,  # factor
+) -> tuple[int, int]:  # at least one pixel each
     "Height and width at `scale`: the long side rounded up, the short one in proportion"
-    long = math.ceil(max(size)*scale - 1e-6)
-    return tuple(max(1, int(n*long/max(size) + .5)) for n in size)
+    long = math.ceil(max(size) * scale - 1e-6)
+    return tuple(max(1, int(n * long / max(size) + 0.5)) for n in size)
 
 # %% ../../nbs/evaluation/52_sliding_window.ipynb #8d0dbd80
 def _resize(x, size):
     "Images (B, 3, H, W) at another size, antialiased; the very same at their own"
-    if tuple(x.shape[-2:]) == tuple(size): return x
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
     return F.interpolate(at_least_float32(x), size=size, mode='bilinear', antialias=True).to(x.dtype)
 
 # %% ../../nbs/evaluation/52_sliding_window.ipynb #31090197
 def _axis(n, m, crop, stride, like):
     "Windows on an axis of n positions, resized to m pixels: start, pixels it reaches, two taps (index, weight)"
-    at = ((torch.arange(m, dtype=torch.float64) + .5)*n/m - .5).clamp(0, n - 1)
+    at = ((torch.arange(m, dtype=torch.float64) + 0.5) * n / m - 0.5).clamp(0, n - 1)
     starts = torch.tensor(window_starts(max(n, crop), crop, stride))[:, None]
-    def within(i): return (i >= starts) & (i < starts + crop)              # (windows, len(i))
+
+    def within(i):
+        return (i >= starts) & (i < starts + crop)  # (windows, len(i))
+
     count = within(torch.arange(n)).sum(0)
-    taps = [(i, w/count[i], within(i)) for i, w in ((at.floor().long(), 1 - at.frac()), (at.ceil().long(), at.frac()))]
+    taps = [
+        (i, w / count[i], within(i)) for i, w in ((at.floor().long(), 1 - at.frac()), (at.ceil().long(), at.frac()))
+    ]
     for k, s in enumerate(starts[:, 0].tolist()):
         reached = (taps[0][2][k] | taps[1][2][k]).nonzero()[:, 0].tolist()
-        if not reached: continue
+        if not reached:
+            continue
         o = slice(reached[0], reached[-1] + 1)
-        def place(i, w, inside): return (i[o] - s).clamp(0, crop - 1).to(like.device), (w*inside[k])[o].to(like)
+
+        def place(i, w, inside):
+            return (i[o] - s).clamp(0, crop - 1).to(like.device), (w * inside[k])[o].to(like)
+
         yield s, o, [place(*tap) for tap in taps]
 
 # %% ../../nbs/evaluation/52_sliding_window.ipynb #6e684831
@@ -67,22 +83,26 @@ def eval_mode(
     "Evaluation mode inside; afterwards every submodule has the mode it had"
     was = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
     try:
-        if was: model.eval()
+        if was:
+            model.eval()
         yield model
     finally:
-        for m in was: m.training = True
+        for m in was:
+            m.training = True
 
 # %% ../../nbs/evaluation/52_sliding_window.ipynb #e274a53e
 @torch.inference_mode()
 def _outputs(model, crops):
     "Logits (B, K, h, w) and class logits (B, K) or None of crops (B, 3, h, w), float32 at least, or `ValueError`"
     out = model.outputs(crops) if hasattr(model, 'outputs') else model(crops)
-    if not isinstance(out, dict): out = {'logits': out}
+    if not isinstance(out, dict):
+        out = {'logits': out}
     z, presence, (b, _, h, w) = out.get('logits'), out.get('class_logits'), crops.shape
     if not isinstance(z, torch.Tensor) or z.ndim != 4 or (len(z), *z.shape[2:]) != (b, h, w):
         found = tuple(z.shape) if isinstance(z, torch.Tensor) else type(z).__name__
         raise ValueError(f'model: expected logits ({b}, K, {h}, {w}), found {found}')
-    if presence is None: return at_least_float32(z), None
+    if presence is None:
+        return at_least_float32(z), None
     if presence.shape != z.shape[:2]:
         raise ValueError(f'model: expected class logits {tuple(z.shape[:2])}, found {tuple(presence.shape)}')
     return at_least_float32(z), at_least_float32(presence)
@@ -97,82 +117,95 @@ def needs_full_windows(
 # %% ../../nbs/evaluation/52_sliding_window.ipynb #d2b02941
 def _window(size, crop, fill):
     "Height and width of the windows of a picture of `size`"
-    if crop is None or (not fill and all(n <= c for n, c in zip(size, crop))): return size
+    if crop is None or (not fill and all(n <= c for n, c in zip(size, crop))):
+        return size
     return crop
 
 # %% ../../nbs/evaluation/52_sliding_window.ipynb #a418ebac
 def _pair(value, name):
     "Height and width, or None. Raises `ValueError` for what is no number of pixels"
-    if value is None: return None
+    if value is None:
+        return None
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(pair) == 2 and all(isinstance(n, int) and n >= 1 for n in pair): return pair
+    if len(pair) == 2 and all(isinstance(n, int) and n >= 1 for n in pair):
+        return pair
     raise ValueError(f'{name}: expected None, pixels >= 1 or a pair of them, found {value}')
+
 
 def _images(images):
     "A plain tensor (B, 3, H, W). Raises `ValueError` for what is no batch of images"
     x = images.detach().as_subclass(torch.Tensor)
     if x.ndim not in (3, 4) or x.shape[-3] != 3 or not x.numel() or not x.is_floating_point():
-        raise ValueError('images: expected a tensor of floats (3, H, W) or (B, 3, H, W), '
-                         f'found {type(images).__name__} {tuple(images.shape)} of {images.dtype}')
+        raise ValueError(
+            'images: expected a tensor of floats (3, H, W) or (B, 3, H, W), '
+            f'found {type(images).__name__} {tuple(images.shape)} of {images.dtype}'
+        )
     return x.reshape(-1, *x.shape[-3:])
 
 # %% ../../nbs/evaluation/52_sliding_window.ipynb #bf4a2d90
 def _flip_order(flip_labels, K):
     "The label of each of K labels in the mirror image, a list. Raises `ValueError` unless it holds each once"
     order = [int(k) for k in flip_labels]
-    if sorted(order) == list(range(K)): return order
+    if sorted(order) == list(range(K)):
+        return order
     raise ValueError(f'flip_labels: expected each label from 0 to {K - 1} once, found {order}')
 
 # %% ../../nbs/evaluation/52_sliding_window.ipynb #d894d242
 def _windows(x, size, crop, stride, flips, fill):
-    "Windows of images (B, 3, H, W) at `size`: (3, h, w), number of the image, mirrored?, slices and taps of y, x for `_add`"
+    """Windows of images (B, 3, H, W) at `size`: (3, h, w), number of the image, mirrored?, slices and taps of y, x
+    for `_add`"""
     z = _resize(x, size)
     (h, w), (H, W) = z.shape[-2:], _window(z.shape[-2:], crop, fill)
     ys, xs = (list(_axis(*a, stride, at_least_float32(z))) for a in zip((h, w), x.shape[-2:], (H, W)))
     z = F.pad(z, (0, max(0, W - w), 0, max(0, H - h)))
     for b, (top, *y), (left, *x), mirrored in product(range(len(z)), ys, xs, flips):
-        c = z[b, :, top:top + H, left:left + W]
+        c = z[b, :, top : top + H, left : left + W]
         yield c.flip(-1) if mirrored else c, b, mirrored, y, x
 
 # %% ../../nbs/evaluation/52_sliding_window.ipynb #91a02b93
 def _add(out, p, mirrored, y, x, n=16):
     "Add one window's answer (K, h, w) to `out` (K, H, W), `n` classes at a time"
     (oy, ty), (ox, tx) = y, x
-    if mirrored: p = p.flip(-1)
+    if mirrored:
+        p = p.flip(-1)
     for q, o in zip(p.split(n), out[:, oy, ox].split(n)):
         q = sum(q[..., i].mul_(v) for i, v in tx)
-        for i, v in ty: o += q[:, i].mul_(v[:, None])
+        for i, v in ty:
+            o += q[:, i].mul_(v[:, None])
 
 # %% ../../nbs/evaluation/52_sliding_window.ipynb #7f8e31d6
 def normalise(
     picture: np.ndarray,  # (H, W, 3) uint8
     mean: tuple[float, ...] = tuple(IMAGENET_STATS[0]),  # of the channels in training, of pixels in 0..1
-    std: tuple[float, ...] = tuple(IMAGENET_STATS[1]),   # their standard deviation
+    std: tuple[float, ...] = tuple(IMAGENET_STATS[1]),  # their standard deviation
 ) -> torch.Tensor:  # (3, H, W) float32
     "A picture as a network wants it. Raises `ValueError` for what is not (H, W, 3) uint8"
     if getattr(picture, 'dtype', None) != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
-        raise ValueError(f'picture: expected an array (H, W, 3) of uint8, found {type(picture).__name__} '
-                         f'{getattr(picture, "shape", "")} of {getattr(picture, "dtype", None)}')
+        raise ValueError(
+            f'picture: expected an array (H, W, 3) of uint8, found {type(picture).__name__} '
+            f'{getattr(picture, "shape", "")} of {getattr(picture, "dtype", None)}'
+        )
     mean, std = (torch.tensor(s).view(3, 1, 1) for s in (mean, std))
-    return (torch.from_numpy(picture.copy()).permute(2, 0, 1).float()/255 - mean)/std
+    return (torch.from_numpy(picture.copy()).permute(2, 0, 1).float() / 255 - mean) / std
 
 # %% ../../nbs/evaluation/52_sliding_window.ipynb #cd3ee2f0
 @dataclass(frozen=True, eq=False)
 class Predictor:
     "A model and the way it is asked: pictures of any size → scores at their size. `ValueError` names a wrong option"
-    model: Callable         # images (B, 3, h, w) → logits (B, K, h, w), and perhaps class logits (`_outputs`)
+
+    model: Callable  # images (B, 3, h, w) → logits (B, K, h, w), and perhaps class logits (`_outputs`)
     scales: tuple[float, ...] = (1,)  # factors of the size that the picture has at scale 1
-    flip: bool = False      # also the mirror image of every window?
+    flip: bool = False  # also the mirror image of every window?
     size: int | tuple[int, int] | None = None  # at scale 1: shorter side, or (H, W), pixels; as it is if not given
     long_side: int | None = None  # at scale 1: the longer side, pixels, in place of `size`
     crop: int | tuple[int, int] | None = None  # height and width of the windows, pixels; None: the whole scaled picture
-    stride: float = 2/3     # step from window to window, as a share of `crop`
+    stride: float = 2 / 3  # step from window to window, as a share of `crop`
     fill: bool | None = None  # pad to `crop` what fits into it? None: where `needs_full_windows` says so
-    average: str = 'prob'   # what is averaged and given: 'prob' (probabilities) or 'logit'
-    batch_size: int = 4     # windows in one forward pass
+    average: str = 'prob'  # what is averaged and given: 'prob' (probabilities) or 'logit'
+    batch_size: int = 4  # windows in one forward pass
     flip_labels: tuple[int, ...] | None = None  # (K,) each label's label in a mirror image, if it differs
     mean: tuple[float, ...] = tuple(IMAGENET_STATS[0])  # of the channels of the pictures in training
-    std: tuple[float, ...] = tuple(IMAGENET_STATS[1])   # their standard deviation
+    std: tuple[float, ...] = tuple(IMAGENET_STATS[1])  # their standard deviation
     device: torch.device | str | None = None  # of the computation; that of the model's parameters where not given
 
     def __post_init__(self) -> None:
@@ -186,32 +219,39 @@ class Predictor:
             raise ValueError(f'stride: expected a share of the crop in (0, 1], found {self.stride}')
         if self.average not in ('prob', 'logit'):
             raise ValueError(f"average: expected 'prob' or 'logit', found {self.average!r}")
-        if self.batch_size < 1: raise ValueError(f'batch_size: expected one window or more, found {self.batch_size}')
-        fixed = getattr(self.model, 'fixed', None)   # an exported graph may know one size only
-        if fixed: crop = tuple(fixed)
+        if self.batch_size < 1:
+            raise ValueError(f'batch_size: expected one window or more, found {self.batch_size}')
+        fixed = getattr(self.model, 'fixed', None)  # an exported graph may know one size only
+        if fixed:
+            crop = tuple(fixed)
         fill = bool(fixed) or (needs_full_windows(self.model) if self.fill is None else self.fill)
-        for name, value in dict(scales=tuple(map(float, scales)), crop=crop, fill=fill).items(): object.__setattr__(self, name, value)
+        for name, value in dict(scales=tuple(map(float, scales)), crop=crop, fill=fill).items():
+            object.__setattr__(self, name, value)
 
     @classmethod
-    def multiscale(cls,
+    def multiscale(
+        cls,
         model: Callable,  # as for `Predictor`
         size: tuple[int, int] | None = None,  # (H, W) of the pictures in training: scale 1 and the windows
         scales: tuple[float, ...] = SCALES,
         flip: bool = True,
-        **options,        # of `Predictor`
+        **options,  # of `Predictor`
     ) -> Predictor:
         "As CFNet and EncNet are scored: windows of the training size, which a picture at scale 1 fits into"
         return cls(model, scales, flip, long_side=size and max(size), crop=size, **options)
 
-    def __call__(self,
+    def __call__(
+        self,
         picture: np.ndarray | torch.Tensor,  # (H, W, 3) uint8; or normalised images (3, H, W) or (B, 3, H, W)
     ) -> torch.Tensor:  # (K, H, W), of tensors (B, K, H, W); float32 at least, without gradients
         "Probabilities, or logits where `average` says so"
-        if isinstance(picture, torch.Tensor): return self.predict(picture)[0][0]
+        if isinstance(picture, torch.Tensor):
+            return self.predict(picture)[0][0]
         tune_malloc()
         return self.predict(normalise(picture, self.mean, self.std).to(self._device()))[0][0, 0]
 
-    def labels(self,
+    def labels(
+        self,
         picture: np.ndarray,  # (H, W, 3) uint8
     ) -> np.ndarray:  # (H, W) uint8
         "The class of each pixel"
@@ -222,30 +262,37 @@ class Predictor:
     @property
     def n_views(self) -> int:
         "Scales, each with its mirror image where `flip` says so"
-        return len(self.scales)*(1 + self.flip)
+        return len(self.scales) * (1 + self.flip)
 
-    def predict(self,
-        images: torch.Tensor,     # (3, H, W) or (B, 3, H, W) floats, normalised, on the model's device
-        separate: bool = False,   # each view by itself (a scale, its mirror image, the next scale, ...), or their mean
+    def predict(
+        self,
+        images: torch.Tensor,  # (3, H, W) or (B, 3, H, W) floats, normalised, on the model's device
+        separate: bool = False,  # each view by itself (a scale, its mirror image, the next scale, ...), or their mean
     ) -> tuple[torch.Tensor, torch.Tensor | None]:  # (n, B, K, H, W); class logits (n, B, K) or None; n: 1 or `n_views`
         "Scores of the pixels and of the classes. Raises `ValueError` for bad input and for scores that are not finite"
         x = _images(images)
         with eval_mode(self.model):
             scores, classes = self._whole(x) if self._is_plain(x) else self._views(x, separate)
-        if not separate and classes is not None: classes = classes.mean(0, keepdim=True)
-        if not self._are_finite(scores): raise ValueError('model: expected finite scores, found inf or nan')
+        if not separate and classes is not None:
+            classes = classes.mean(0, keepdim=True)
+        if not self._are_finite(scores):
+            raise ValueError('model: expected finite scores, found inf or nan')
         return scores, classes
 
     def _device(self):
-        if self.device is not None: return torch.device(self.device)
+        if self.device is not None:
+            return torch.device(self.device)
         return next((p.device for p in getattr(self.model, 'parameters', list)()), torch.device('cpu'))
 
     def _sizes(self, own):
         "(height, width) at each scale of a picture whose size is `own`"
-        if isinstance(self.size, int): by = self.size/min(own)
-        elif self.long_side: by = self.long_side/max(own)
-        else: own, by = self.size or own, 1
-        return [scaled_size(own, by*s) for s in self.scales]
+        if isinstance(self.size, int):
+            by = self.size / min(own)
+        elif self.long_side:
+            by = self.long_side / max(own)
+        else:
+            own, by = self.size or own, 1
+        return [scaled_size(own, by * s) for s in self.scales]
 
     def _is_plain(self, x):
         "Is the picture seen once, as it is?"
@@ -255,12 +302,13 @@ class Predictor:
     def _whole(self, x):
         logits, classes = zip(*[_outputs(self.model, part) for part in x.split(self.batch_size)])
         z = torch.cat(logits)
-        if self.flip_labels is not None: _flip_order(self.flip_labels, z.shape[1])
+        if self.flip_labels is not None:
+            _flip_order(self.flip_labels, z.shape[1])
         scores = z.softmax(1) if self.average == 'prob' else z
         return scores[None], None if classes[0] is None else torch.cat(classes)[None]
 
     def _views(self, x, separate):
-        flips, scores, classes = (False, True)[:1 + self.flip], None, None
+        flips, scores, classes = (False, True)[: 1 + self.flip], None, None
         for i, scaled in enumerate(self._sizes(tuple(x.shape[-2:]))):
             windows = _windows(x, scaled, self.crop, self.stride, flips, self.fill)
             while batch := list(islice(windows, self.batch_size)):
@@ -270,12 +318,14 @@ class Predictor:
                     scores = z.new_zeros(self.n_views if separate else 1, len(x), z.shape[1], *x.shape[-2:])
                     classes = None if g is None else g.new_full((self.n_views, len(x), z.shape[1]), -math.inf)
                 for j, (_, b, flipped, *place) in enumerate(batch):
-                    view, swap = len(flips)*i + flipped, order if flipped and order else slice(None)
+                    view, swap = len(flips) * i + flipped, order if flipped and order else slice(None)
                     p = z[j, swap].softmax(0) if self.average == 'prob' else z[j, swap]
                     _add(scores[view if separate else 0, b], p, flipped, *place)
-                    if g is not None: classes[view, b] = torch.maximum(classes[view, b], g[j, swap])
+                    if g is not None:
+                        classes[view, b] = torch.maximum(classes[view, b], g[j, swap])
         return scores if separate else scores.div_(self.n_views), classes
 
     def _are_finite(self, scores):
-        if self.average == 'logit': return bool(scores.amax(2).isfinite().all())   # -inf strikes a class out
+        if self.average == 'logit':
+            return bool(scores.amax(2).isfinite().all())  # -inf strikes a class out
         return all(v.isfinite() for v in scores.aminmax())

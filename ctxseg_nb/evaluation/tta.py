@@ -4,14 +4,19 @@
 
 # %% ../../nbs/evaluation/18_tta.ipynb #f797eb6c
 from __future__ import annotations
+
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
-import numpy as np, torch, torch.nn.functional as F
+
+import numpy as np
+import torch
+import torch.nn.functional as F
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
+
 from ..core import IGNORE, at_least_float32, atomic_write, check_labels, checksum
 from .sliding_window import Predictor
 from ..models.backbones import read_tensors
@@ -20,7 +25,8 @@ from ..models.backbones import read_tensors
 __all__ = ['TTA_SCALES', 'tta_predictions', 'ensemble', 'LearnedEnsemble', 'PredictionFiles', 'cached_predictions']
 
 # %% ../../nbs/evaluation/18_tta.ipynb #c65df466
-TTA_SCALES = (1.2, 1., .8)  # Shen & Zeng 2019, section 3.3; each with its mirror image
+TTA_SCALES = (1.2, 1.0, 0.8)  # Shen & Zeng 2019, section 3.3; each with its mirror image
+
 
 def tta_predictions(
     predictor: Predictor,  # its scales and mirror images are the views
@@ -34,11 +40,14 @@ def tta_predictions(
 def _check_views(scores, weights=None):
     "Scores as float32 at least. Raises `ValueError` where they or the weights do not fit"
     if not isinstance(scores, torch.Tensor) or scores.ndim < 3 or not len(scores) or not scores.is_floating_point():
-        raise ValueError(f'scores: expected floating scores (n, B, K, ...), found {type(scores).__name__} '
-                         f'{tuple(getattr(scores, "shape", ()))} of {getattr(scores, "dtype", None)}')
+        raise ValueError(
+            f'scores: expected floating scores (n, B, K, ...), found {type(scores).__name__} '
+            f'{tuple(getattr(scores, "shape", ()))} of {getattr(scores, "dtype", None)}'
+        )
     if weights is not None and weights.shape != (len(scores), scores.shape[2]):
         raise ValueError(f'weights: expected (n, K) = {(len(scores), scores.shape[2])}, found {tuple(weights.shape)}')
     return at_least_float32(scores)
+
 
 def ensemble(
     scores: torch.Tensor,  # (n, B, K, H, W) log-probabilities, or (n, B, K) class logits
@@ -47,94 +56,119 @@ def ensemble(
     "One score map of many (Shen & Zeng 2019, eqs. 8 and 9). Differentiable. Raises `ValueError` for what does not fit"
     if isinstance(how, torch.Tensor):
         s = _check_views(scores, how)
-        return (how.view(len(s), 1, -1, *[1]*(s.ndim - 3))*s).sum(0)
+        return (how.view(len(s), 1, -1, *[1] * (s.ndim - 3)) * s).sum(0)
     s = _check_views(scores)
-    if how == 'avg': return s.mean(0)
-    if how == 'max': return s.amax(0)
-    if how == 'avgmax': return (s.mean(0) + s.amax(0))/2
+    if how == 'avg':
+        return s.mean(0)
+    if how == 'max':
+        return s.amax(0)
+    if how == 'avgmax':
+        return (s.mean(0) + s.amax(0)) / 2
     raise ValueError(f"how: expected 'avg', 'max', 'avgmax' or weights (n, K), found {how!r}")
 
 # %% ../../nbs/evaluation/18_tta.ipynb #bdf79db4
 class LearnedEnsemble(nn.Module):
-    "Σ_i λ_i s_i, a weight for each class: (n, B, K, ...) → (B, K, ...) (Shen & Zeng 2019, eq. 9). At first the mean, or (avg + max)/2"
-    def __init__(self,
-        n: int,          # number of views
+    """Σ_i λ_i s_i, a weight for each class: (n, B, K, ...) → (B, K, ...) (Shen & Zeng 2019, eq. 9). At first the
+    mean, or (avg + max)/2"""
+
+    def __init__(
+        self,
+        n: int,  # number of views
         n_classes: int,  # K
         over: str = 'views',  # what is weighted: the 'views', or their mean and maximum: 'avgmax'
     ) -> None:
         super().__init__()
-        if over not in ('views', 'avgmax'): raise ValueError(f"over: expected 'views' or 'avgmax', found {over!r}")
+        if over not in ('views', 'avgmax'):
+            raise ValueError(f"over: expected 'views' or 'avgmax', found {over!r}")
         self.n, self.over, m = n, over, n if over == 'views' else 2
-        self.weight = nn.Parameter(torch.full((m, n_classes), 1/m))   # λ
+        self.weight = nn.Parameter(torch.full((m, n_classes), 1 / m))  # λ
 
     def forward(self, scores: torch.Tensor) -> torch.Tensor:
         _check_views(scores)
-        if len(scores) != self.n: raise ValueError(f'scores: expected {self.n} views, found {len(scores)}')
-        if self.over == 'avgmax': scores = torch.stack([ensemble(scores, 'avg'), ensemble(scores, 'max')])
+        if len(scores) != self.n:
+            raise ValueError(f'scores: expected {self.n} views, found {len(scores)}')
+        if self.over == 'avgmax':
+            scores = torch.stack([ensemble(scores, 'avg'), ensemble(scores, 'max')])
         return ensemble(scores, self.weight)
 
-    def fit(self,
+    def fit(
+        self,
         pairs,  # list of (scores (n, B, K, H, W), masks (B, H, W)), or `PredictionFiles`: read anew in each pass
-        decay: float = 1e-4,  # α of α‖λ - λ⁰‖², the pull towards the mean (of `avg` and `max`, where these are weighted)
-        steps: int = 50,      # of L-BFGS at most; a step is one to three passes
+        decay: float = 1e-4,  # α of α‖λ - λ⁰‖², the pull towards the mean (of `avg` and `max` where these are weighted)
+        steps: int = 50,  # of L-BFGS at most; a step is one to three passes
     ) -> list[float]:  # cross-entropy plus pull at each pass
-        "Learn λ by cross-entropy, all else fixed (Shen & Zeng 2019, section 3.3.1). Raises `ValueError` for pairs that do not fit"
+        """Learn λ by cross-entropy, all else fixed (Shen & Zeng 2019, section 3.3.1). Raises `ValueError` for pairs
+        that do not fit"""
         if iter(pairs) is pairs:
-            raise ValueError('pairs: expected a list or what else can be read again and again, '
-                             f'found a {type(pairs).__name__}')
+            raise ValueError(
+                f'pairs: expected a list or what else can be read again and again, found a {type(pairs).__name__}'
+            )
         opt, losses = torch.optim.LBFGS([self.weight], max_iter=steps, line_search_fn='strong_wolfe'), []
+
         def closure():
-            loss, away = self._backward(pairs), self.weight.detach() - 1/len(self.weight)
-            self.weight.grad += 2*decay*away
-            losses.append((loss + decay*away.square().sum()).item())
+            loss, away = self._backward(pairs), self.weight.detach() - 1 / len(self.weight)
+            self.weight.grad += 2 * decay * away
+            losses.append((loss + decay * away.square().sum()).item())
             return losses[-1]
+
         opt.step(closure)
         return losses
 
     def _backward(self, pairs):
         "Mean cross-entropy over the labelled pixels of `pairs`, scalar float64; its gradient goes to λ"
-        total, pixels, self.weight.grad = 0., 0, torch.zeros_like(self.weight)
+        total, pixels, self.weight.grad = 0.0, 0, torch.zeros_like(self.weight)
         for s, y, *_ in pairs:
             s, y = s.to(self.weight.device), y.to(self.weight.device)
             if y.shape != (s.shape[1], *s.shape[3:]):
-                raise ValueError('pairs: expected scores (n, B, K, H, W) and masks (B, H, W), '
-                                 f'found {tuple(s.shape)} and {tuple(y.shape)}')
+                raise ValueError(
+                    'pairs: expected scores (n, B, K, H, W) and masks (B, H, W), '
+                    f'found {tuple(s.shape)} and {tuple(y.shape)}'
+                )
             check_labels(y, s.shape[2], name='mask')
             loss = F.cross_entropy(self(s), y.long(), ignore_index=IGNORE, reduction='sum')
             loss.backward()
             total, pixels = total + loss.detach().double(), pixels + (y != IGNORE).sum()
-        if not pixels: raise ValueError('pairs: expected labelled pixels, found none')
+        if not pixels:
+            raise ValueError('pairs: expected labelled pixels, found none')
         self.weight.grad /= pixels
-        return total/pixels
+        return total / pixels
 
 # %% ../../nbs/evaluation/18_tta.ipynb #27d5647e
 def _identity(model):
     "A checksum of weights and statistics, of the structure, and of the options a model was made with"
-    if not isinstance(model, nn.Module): raise ValueError(f'model: expected a module, found {type(model).__name__}')
+    if not isinstance(model, nn.Module):
+        raise ValueError(f'model: expected a module, found {type(model).__name__}')
     return checksum(model.state_dict(), f'{type(model).__name__} {getattr(model, "config", None)} {model!r}')
 
 # %% ../../nbs/evaluation/18_tta.ipynb #7e3c8015
 def _card(file):
     "What is written about a file of predictions in its head"
     try:
-        with safe_open(file, 'pt') as f: return f.metadata() or {}
+        with safe_open(file, 'pt') as f:
+            return f.metadata() or {}
     except SafetensorError as e:
         raise ValueError(f'{file}: expected a file of predictions, found a truncated or other one ({e})') from e
+
 
 def _check_card(file, expected):
     "Raise `ValueError` naming the first thing in which the file differs from what is expected"
     found = _card(file)
     for k, v in expected.items():
         if found.get(k) != v:
-            raise ValueError(f'{file}: expected predictions with {k} {v}, found {found.get(k)}; '
-                             'delete it or choose another folder')
+            raise ValueError(
+                f'{file}: expected predictions with {k} {v}, found {found.get(k)}; delete it or choose another folder'
+            )
+
 
 def _write(file, card, mask, s, g):
     "Scores (n, 1, K, H, W), class logits (n, 1, K) or None and mask (H, W) of one picture"
     tensors = dict(scores=s[:, 0].clamp(min=-6e4).half(), mask=mask.to(torch.uint8))
-    if g is not None: tensors['class_logits'] = g[:, 0]
+    if g is not None:
+        tensors['class_logits'] = g[:, 0]
     tensors = {k: t.cpu().contiguous() for k, t in tensors.items()}
-    with atomic_write(file) as tmp: tmp.write_bytes(save(tensors, card | dict(content=checksum(tensors))))
+    with atomic_write(file) as tmp:
+        tmp.write_bytes(save(tensors, card | dict(content=checksum(tensors))))
+
 
 def _read(file, card):
     "Scores, mask and class logits of one picture, checked"
@@ -144,13 +178,17 @@ def _read(file, card):
 
 # %% ../../nbs/evaluation/18_tta.ipynb #1b418267
 class PredictionFiles:
-    "Item i: scores (n, 1, K, H, W), mask (1, H, W) and class logits (n, 1, K) or None of picture i, read from disk and checked"
-    def __init__(self,
+    """Item i: scores (n, 1, K, H, W), mask (1, H, W) and class logits (n, 1, K) or None of picture i, read from disk
+    and checked"""
+
+    def __init__(
+        self,
         files: list[tuple[Path, dict]],  # files, and what each should say about itself
     ) -> None:
         self.files = files
 
-    def __len__(self) -> int: return len(self.files)
+    def __len__(self) -> int:
+        return len(self.files)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         t = _read(*self.files[i])
@@ -159,31 +197,38 @@ class PredictionFiles:
 
 # %% ../../nbs/evaluation/18_tta.ipynb #c0b7ce7b
 def _check_picture(i, x, y):
-    def told(t): return f'{tuple(t.shape)} of {t.dtype}' if isinstance(t, torch.Tensor) else type(t).__name__
+    def told(t):
+        return f'{tuple(t.shape)} of {t.dtype}' if isinstance(t, torch.Tensor) else type(t).__name__
+
     tensors = all(isinstance(t, torch.Tensor) for t in (x, y))
     if not tensors or x.ndim != 3 or y.shape != x.shape[1:] or y.is_floating_point():
-        raise ValueError(f'picture {i}: expected tensors, an image (3, H, W) and a mask (H, W) of integers, '
-                         f'found {told(x)} and {told(y)}')
+        raise ValueError(
+            f'picture {i}: expected tensors, an image (3, H, W) and a mask (H, W) of integers, '
+            f'found {told(x)} and {told(y)}'
+        )
+
 
 def _about(predictor):
     "What decides the scores of a predictor, as text"
     options = {f.name: getattr(predictor, f.name) for f in fields(predictor)}
-    free = 'model', 'device', 'batch_size', 'average', 'mean', 'std'   # the images are normalised, each view is kept
+    free = 'model', 'device', 'batch_size', 'average', 'mean', 'std'  # the images are normalised, each view is kept
     told = {k: f'{np.asarray(v).tolist()}' for k, v in options.items() if k not in free}
     return dict(format='predictions 1', model=_identity(predictor.model)) | told
 
+
 def cached_predictions(
     predictor: Predictor,  # of a module
-    pairs: Iterable,       # (image (3, H, W), mask (H, W)) one by one, the same at every call
-    folder: str | Path,    # of the files, one a picture
+    pairs: Iterable,  # (image (3, H, W), mask (H, W)) one by one, the same at every call
+    folder: str | Path,  # of the files, one a picture
 ) -> PredictionFiles:
-    "`tta_predictions`, computed where there is no file yet, by one process. `ValueError` names a file of something else"
+    """`tta_predictions`, computed where there is no file yet, by one process. `ValueError` names a file of something
+    else"""
     folder, files, common = Path(folder), [], _about(predictor)
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder/'.lock'):
+    with FileLock(folder / '.lock'):
         for i, (x, y) in enumerate(pairs):
             _check_picture(i, x, y)
-            file, card = folder/f'{i:06}.safetensors', common | dict(picture=checksum(dict(image=x, mask=y)))
+            file, card = folder / f'{i:06}.safetensors', common | dict(picture=checksum(dict(image=x, mask=y)))
             files.append((file, card))
             if file.exists():
                 _check_card(file, card)

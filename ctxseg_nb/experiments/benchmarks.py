@@ -4,20 +4,25 @@
 
 # %% ../../nbs/experiments/64_benchmarks.ipynb #c1b566b1
 from __future__ import annotations
-import inspect, subprocess, sys, time
+
+import inspect
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Callable
+
 import torch
-from .runner import environment
-from ..core import Registry, default_device, tune_malloc, progress, write_json
+
+from ..core import Registry, default_device, progress, tune_malloc, write_json
 from ..crf.guided import guided_filter
 from ..evaluation.sliding_window import Predictor
+from .runner import environment
 from ..models.segmentor import create_model
 from ..training.losses import SegmentationLoss
 
 BENCHMARKS = Registry('benchmark', 'ctxseg_nb.experiments')
-
 
 # %% auto #0
 __all__ = ['BENCHMARKS', 'TRAINING_STEP', 'FORM', 'SECONDS', 'PEAK', 'ENCODING', 'COOCCURRENCE', 'UPDATE', 'PAIRS',
@@ -29,30 +34,42 @@ __all__ = ['BENCHMARKS', 'TRAINING_STEP', 'FORM', 'SECONDS', 'PEAK', 'ENCODING',
 def side_by_side(
     a: Callable[[], float],  # does the thing one way and returns its seconds
     b: Callable[[], float],  # the other way
-    rounds: int = 5,         # how often each
+    rounds: int = 5,  # how often each
 ) -> dict[str, float]:  # 'a', 'b': median seconds; 'ratio': median of a/b, 'low', 'high': its range
     "Time two ways in turn"
-    with progress(what='measurements', total=2*rounds) as bar:
+    with progress(what='measurements', total=2 * rounds) as bar:
+
         def timed(way):
             seconds = way()
             bar.update()
             return seconds
+
         pairs = [(timed(a), timed(b)) for _ in range(rounds)]
-    ratios = [x/y for x, y in pairs]
-    return dict(a=median(x for x, _ in pairs), b=median(y for _, y in pairs), ratio=median(ratios), low=min(ratios), high=max(ratios))
+    ratios = [x / y for x, y in pairs]
+    return dict(
+        a=median(x for x, _ in pairs),
+        b=median(y for _, y in pairs),
+        ratio=median(ratios),
+        low=min(ratios),
+        high=max(ratios),
+    )
 
 # %% ../../nbs/experiments/64_benchmarks.ipynb #60cca769
 def seconds_of(
-    f: Callable,       # the thing to time
-    n: int = 5,        # times
-    warmup: int = 2,   # times before, not counted
+    f: Callable,  # the thing to time
+    n: int = 5,  # times
+    warmup: int = 2,  # times before, not counted
 ) -> float:  # seconds each
     "Wall time of a call, on a GPU including the work it has queued"
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    for _ in range(warmup): f()
-    wait(); start = time.perf_counter()
-    for _ in range(n): f()
-    wait(); return (time.perf_counter() - start)/n
+    for _ in range(warmup):
+        f()
+    wait()
+    start = time.perf_counter()
+    for _ in range(n):
+        f()
+    wait()
+    return (time.perf_counter() - start) / n
 
 # %% ../../nbs/experiments/64_benchmarks.ipynb #d565e15a
 def number_in_process(
@@ -60,7 +77,8 @@ def number_in_process(
 ) -> float:
     "Run `code` in a fresh interpreter and read the number it prints; `RuntimeError` with its last words where it fails"
     run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-    if run.returncode: raise RuntimeError((run.stderr.strip().splitlines() or [f'exit code {run.returncode}'])[-1])
+    if run.returncode:
+        raise RuntimeError((run.stderr.strip().splitlines() or [f'exit code {run.returncode}'])[-1])
     return float(run.stdout.split()[-1])
 
 # %% ../../nbs/experiments/64_benchmarks.ipynb #b6ac87e2
@@ -76,15 +94,19 @@ x, y = torch.randn({bs}, 3, {size}, {size}), torch.randint(0, 24, ({bs}, {size},
 print(seconds_of(lambda: loss(model(x), y).backward(), n={n}))
 '''
 
+
 @BENCHMARKS.register('memory')
 def memory_benchmark(
-    bs: int = 16,     # pictures a batch
-    size: int = 96,   # pixels
-    n: int = 6,       # steps a measurement
+    bs: int = 16,  # pictures a batch
+    size: int = 96,  # pixels
+    n: int = 6,  # steps a measurement
     rounds: int = 3,  # pairs of measurements
 ) -> dict[str, float]:  # of `side_by_side`: a returns memory, b keeps it
     "A training step of FCN on the CPU, with freed memory returned and kept"
-    def way(keep): return lambda: number_in_process(TRAINING_STEP.format(keep=keep, bs=bs, size=size, n=n))
+
+    def way(keep):
+        return lambda: number_in_process(TRAINING_STEP.format(keep=keep, bs=bs, size=size, n=n))
+
     return side_by_side(way(False), way(True), rounds)
 
 # %% ../../nbs/experiments/64_benchmarks.ipynb #378e934f
@@ -96,23 +118,31 @@ torch.set_num_threads({threads}); torch.set_default_device('{device}'); torch.ma
 {setup}
 def step(): ({form}).square().sum().backward()
 """
-SECONDS = FORM + """
+SECONDS = (
+    FORM
+    + """
 tune_malloc()
 print(seconds_of(step, n={n}, warmup=1))
 """
-PEAK = FORM + """
+)
+PEAK = (
+    FORM
+    + """
 on_gpu = '{device}' != 'cpu'
-def peak(): return torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == 'darwin' else 1024)
+def peak():
+    if on_gpu: return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == 'darwin' else 1024)
 was, fill = peak(), []
 while peak() == was and not on_gpu: fill.append(b'1'*2**18)
 was = peak()
 step()
 print((peak() - was)/2**20)
 """
+)
 
 # %% ../../nbs/experiments/64_benchmarks.ipynb #e0e6419d
 def peak_of(
-    form: str,   # Python, an expression of what `setup` defines
+    form: str,  # Python, an expression of what `setup` defines
     setup: str,  # Python
     threads: int = 2,
     device: str = 'cpu',  # or 'cuda'
@@ -120,18 +150,24 @@ def peak_of(
     "Most memory that forward and backward of a form ever hold, beyond its inputs"
     return number_in_process(PEAK.format(form=form, setup=setup, threads=threads, device=device))
 
+
 def compare_forms(
-    a: str,      # Python, an expression of what `setup` defines
-    b: str,      # another one, of the same value
+    a: str,  # Python, an expression of what `setup` defines
+    b: str,  # another one, of the same value
     setup: str,  # Python
     threads: int = 2,
-    n: int = 2,       # steps a measurement
+    n: int = 2,  # steps a measurement
     rounds: int = 3,  # pairs of measurements
     device: str = 'cpu',  # or 'cuda'
 ) -> dict[str, float]:  # of `side_by_side`; 'MiB_a', 'MiB_b': of `peak_of`
     "Time and memory of two ways to compute the same"
-    def way(form): return lambda: number_in_process(SECONDS.format(form=form, setup=setup, threads=threads, n=n, device=device))
-    return side_by_side(way(a), way(b), rounds) | dict(MiB_a=peak_of(a, setup, threads, device), MiB_b=peak_of(b, setup, threads, device))
+
+    def way(form):
+        return lambda: number_in_process(SECONDS.format(form=form, setup=setup, threads=threads, n=n, device=device))
+
+    return side_by_side(way(a), way(b), rounds) | dict(
+        MiB_a=peak_of(a, setup, threads, device), MiB_b=peak_of(b, setup, threads, device)
+    )
 
 # %% ../../nbs/experiments/64_benchmarks.ipynb #11a124e9
 ENCODING = """
@@ -143,39 +179,49 @@ def naive(x, d, s):
 x, d, s = (torch.randn(*shape, requires_grad=True) for shape in (({B}, {C}, {N}), ({K}, {C}), ({K},)))
 """
 
+
 @BENCHMARKS.register('encoding')
 def encoding_benchmark(
-    B: int = 4,     # maps
-    C: int = 512,   # channels
+    B: int = 4,  # maps
+    C: int = 512,  # channels
     N: int = 3600,  # positions of a map
-    K: int = 32,    # codewords
-    **options,      # to `compare_forms`
+    K: int = 32,  # codewords
+    **options,  # to `compare_forms`
 ) -> dict[str, float]:  # of `compare_forms`: a with the residual tensor, b with matrix products
     "Forward and backward pass of the encoding layer in both forms"
-    return compare_forms('naive(x, d, s.abs())', 'encode(x, d, s.abs())', ENCODING.format(B=B, C=C, N=N, K=K), **options)
+    return compare_forms(
+        'naive(x, d, s.abs())', 'encode(x, d, s.abs())', ENCODING.format(B=B, C=C, N=N, K=K), **options
+    )
 
 # %% ../../nbs/experiments/64_benchmarks.ipynb #ce1eb9e9
 COOCCURRENCE = """
 from torch.nn.functional import dropout
 from ctxseg_nb.models.cfnet import cooccurrence_prob, mixture_attention
 H, K, N_t, N_c, d_v = {H}, {K}, {side}**2, ({side}//2 + 1)**2, {C}//{H}
-u, v, psi = (torch.randn(s, dtype=torch.{dtype}, requires_grad=True) for s in ((H, K, N_c, d_v//K), (H, K, N_t, d_v//K), (H, N_c, d_v)))
+shapes = (H, K, N_c, d_v//K), (H, K, N_t, d_v//K), (H, N_c, d_v)
+u, v, psi = (torch.randn(s, dtype=torch.{dtype}, requires_grad=True) for s in shapes)
 prior = torch.full((H, K), 1/K, requires_grad=True)
-def explicit(u, v, psi, prior): return cooccurrence_prob(u, v, prior).to(psi) @ (psi*dropout(psi.new_ones(H, N_c, 1), .1))
+def explicit(u, v, psi, prior):
+    return cooccurrence_prob(u, v, prior).to(psi) @ (psi*dropout(psi.new_ones(H, N_c, 1), .1))
 """
+
 
 @BENCHMARKS.register('cooccurrence')
 def cooccurrence_benchmark(
     side: int = 129,  # of the map, cells
-    C: int = 512,     # channels
-    H: int = 4,       # heads
-    K: int = 2,       # mixtures
+    C: int = 512,  # channels
+    H: int = 4,  # heads
+    K: int = 2,  # mixtures
     dtype: str = 'float32',  # of vectors and contexts
-    **options,        # to `compare_forms`
+    **options,  # to `compare_forms`
 ) -> dict[str, float]:  # of `compare_forms`: a with the table of probabilities, b as a sum of attentions
     "Forward and backward pass of one picture's aggregation in both forms"
-    return compare_forms('explicit(u, v, psi, prior)', 'mixture_attention(u, v, psi, prior, dropout=.1)',
-                         COOCCURRENCE.format(side=side, C=C, H=H, K=K, dtype=dtype), **options)
+    return compare_forms(
+        'explicit(u, v, psi, prior)',
+        'mixture_attention(u, v, psi, prior, dropout=.1)',
+        COOCCURRENCE.format(side=side, C=C, H=H, K=K, dtype=dtype),
+        **options,
+    )
 
 # %% ../../nbs/experiments/64_benchmarks.ipynb #5544047e
 UPDATE = """
@@ -201,14 +247,16 @@ y[:, :4], p = 255, torch.ones((), requires_grad=True)
 # %% ../../nbs/experiments/64_benchmarks.ipynb #22e51bf6
 @BENCHMARKS.register('update')
 def update_benchmark(
-    B: int = 4,       # maps
-    C: int = 512,     # channels
+    B: int = 4,  # maps
+    C: int = 512,  # channels
     cells: int = 64,  # side of a map; a mask has 8×8 pixels for each
-    K: int = 150,     # classes
-    **options,        # to `compare_forms`
+    K: int = 150,  # classes
+    **options,  # to `compare_forms`
 ) -> dict[str, float]:  # of `compare_forms`: a with the enlarged map, class by class, b on the small map
     "One update of a feature memory in both forms"
-    return compare_forms('p*naive(M, f, y, .9)', 'p*ours(M, f, y, .9)', UPDATE.format(B=B, C=C, cells=cells, K=K), **options)
+    return compare_forms(
+        'p*naive(M, f, y, .9)', 'p*ours(M, f, y, .9)', UPDATE.format(B=B, C=C, cells=cells, K=K), **options
+    )
 
 # %% ../../nbs/experiments/64_benchmarks.ipynb #948db97c
 PAIRS = """
@@ -223,12 +271,13 @@ def concatenated():
 def split(): return net(f, torch.stack([p, q])).flatten(1)
 """
 
+
 @BENCHMARKS.register('pairs')
 def pairs_benchmark(
     side: int = 35,  # of the map, cells
-    C: int = 4608,   # channels
-    K: int = 21,     # classes
-    **options,       # to `compare_forms`
+    C: int = 4608,  # channels
+    K: int = 21,  # classes
+    **options,  # to `compare_forms`
 ) -> dict[str, float]:  # of `compare_forms`: a for each pair, b split
     "Forward and backward pass of the pairwise network in both forms"
     return compare_forms('concatenated()', 'split()', PAIRS.format(side=side, C=C, K=K), **options)
@@ -237,31 +286,38 @@ def pairs_benchmark(
 @BENCHMARKS.register('guided')
 def guided_benchmark(
     size: tuple[int, int] = (375, 500),  # H, W of the picture, pixels
-    K: int = 21,        # maps
-    radius: int = 20,   # pixels
+    K: int = 21,  # maps
+    radius: int = 20,  # pixels
     eps: float = 1e-4,  # for colours in 0..1
-    rounds: int = 7,    # pairs of measurements
+    rounds: int = 7,  # pairs of measurements
 ) -> dict[str, float]:  # of `side_by_side`: a ours, b OpenCV's; and 'wide': radius 40 over radius 4
     "The guided filter of a map of scores, beside OpenCV's"
-    try: import cv2
-    except ImportError: raise ValueError('the benchmark needs OpenCV: pip install opencv-contrib-python-headless') from None
+    try:
+        import cv2
+    except ImportError:
+        raise ValueError('the benchmark needs OpenCV: pip install opencv-contrib-python-headless') from None
     cv2.setNumThreads(torch.get_num_threads())
     guide, maps = torch.rand(1, 3, *size), torch.rand(1, K, *size)
     g, m = (t[0].permute(1, 2, 0).contiguous().numpy() for t in (guide, maps))
-    def ours(r): return lambda: seconds_of(lambda: guided_filter(guide, maps, r, eps), 2, 1)
-    def opencv(): return seconds_of(lambda: cv2.ximgproc.guidedFilter(g, m, radius, eps), 2, 1)
+
+    def ours(r):
+        return lambda: seconds_of(lambda: guided_filter(guide, maps, r, eps), 2, 1)
+
+    def opencv():
+        return seconds_of(lambda: cv2.ximgproc.guidedFilter(g, m, radius, eps), 2, 1)
+
     return side_by_side(ours(radius), opencv, rounds) | dict(wide=side_by_side(ours(40), ours(4), rounds)['ratio'])
 
 # %% ../../nbs/experiments/64_benchmarks.ipynb #9e3f55ae
 @BENCHMARKS.register('windows')
 def windows_benchmark(
-    model: str = 'fcn',           # name
+    model: str = 'fcn',  # name
     backbone: str = 'resnet50d',  # name
     n_classes: int = 150,
     size: tuple[int, int] = (960, 1440),  # of the picture, H, W
     crop: int = 480,  # side of the windows, pixels
-    bs: int = 16,     # windows in a batch
-    n: int = 2,       # pictures a measurement
+    bs: int = 16,  # windows in a batch
+    n: int = 2,  # pictures a measurement
     rounds: int = 5,  # pairs of measurements
     device: str = 'auto',  # as `default_device` knows it
 ) -> dict[str, float]:  # of `side_by_side`: a one window at a time, b in batches
@@ -269,31 +325,38 @@ def windows_benchmark(
     device = default_device(device)
     net, x = create_model(model, n_classes, backbone).to(device).eval(), torch.randn(3, *size, device=device)
     tune_malloc()
-    def way(bs): return lambda: seconds_of(lambda: Predictor(net, flip=True, crop=crop, batch_size=bs)(x), n, warmup=1)
+
+    def way(bs):
+        return lambda: seconds_of(lambda: Predictor(net, flip=True, crop=crop, batch_size=bs)(x), n, warmup=1)
+
     return side_by_side(way(1), way(bs), rounds)
 
 # %% ../../nbs/experiments/64_benchmarks.ipynb #652295f6
 def images_per_second(
-    model: str,                   # name
+    model: str,  # name
     backbone: str = 'resnet50d',  # name
     n_classes: int = 150,
     size: int = 480,  # side of the crops, pixels
-    bs: int = 16,     # crops a step
-    n: int = 10,      # steps that are timed
+    bs: int = 16,  # crops a step
+    n: int = 10,  # steps that are timed
     device: str = 'auto',  # as `default_device` knows it
-    **options,        # to `create_model`
+    **options,  # to `create_model`
 ) -> float:  # images/s
     "Crops that a model trains on in a second: forward, loss, backward and a step of SGD"
     device = default_device(device)
     net = create_model(model, n_classes, backbone, **options).to(device, memory_format=torch.channels_last).train()
-    loss, opt = SegmentationLoss(net), torch.optim.SGD(net.parameters(), 1e-3, .9)
+    loss, opt = SegmentationLoss(net), torch.optim.SGD(net.parameters(), 1e-3, 0.9)
     x = torch.randn(bs, 3, size, size, device=device).to(memory_format=torch.channels_last)
     y = torch.randint(n_classes, (bs, size, size), device=device)
+
     def step():
         opt.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == 'cuda'): out = net(x)
-        loss(out, y).backward(); opt.step()
-    return bs/seconds_of(step, n)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == 'cuda'):
+            out = net(x)
+        loss(out, y).backward()
+        opt.step()
+
+    return bs / seconds_of(step, n)
 
 # %% ../../nbs/experiments/64_benchmarks.ipynb #4db0c6a9
 @BENCHMARKS.register('speed')
@@ -301,19 +364,26 @@ def speed_benchmark(
     device: str = 'auto',  # as `default_device` knows it
 ) -> dict[str, float]:  # images/s
     "Crops of 480×480 a second, in training, of FCN, EncNet, CFNet and MCIBI on ResNet-50d"
-    return {f'{m}_images_per_second': images_per_second(m, device=device) for m in progress(('fcn', 'encnet', 'cfnet', 'mcibi'), 'models')}
+    return {
+        f'{m}_images_per_second': images_per_second(m, device=device)
+        for m in progress(('fcn', 'encnet', 'cfnet', 'mcibi'), 'models')
+    }
+
 
 def run_benchmark(
     name: str,  # one of `BENCHMARKS`
     out: str | Path = 'nbs/results',  # folder of the JSON file
     **options,  # to its function
 ) -> dict:  # what it found, 'about' and 'environment'
-    "Run a benchmark, print and store its result. Raises `ValueError` for an unknown name, and a device for one that has no choice"
+    """Run a benchmark, print and store its result. Raises `ValueError` for an unknown name, and a device for one
+    that has no choice"""
     benchmark = BENCHMARKS[name]
     takes = inspect.signature(benchmark).parameters
-    if not {'device', 'options'} & set(takes) and options.pop('device', 'cpu') != 'cpu': raise ValueError(f'benchmark {name}: computes on the CPU only')
+    if not {'device', 'options'} & set(takes) and options.pop('device', 'cpu') != 'cpu':
+        raise ValueError(f'benchmark {name}: computes on the CPU only')
     found = {k: float(f'{v:.4g}') for k, v in benchmark(**options).items()}
     found |= dict(about=benchmark.__doc__, options=options, environment=environment())
-    write_json(Path(out)/f'benchmark-{name}.json', found)
-    for k, v in found.items(): print(f'{k}: {v}')
+    write_json(Path(out) / f'benchmark-{name}.json', found)
+    for k, v in found.items():
+        print(f'{k}: {v}')
     return found

@@ -4,16 +4,35 @@
 
 # %% ../../nbs/experiments/60_cifar.ipynb #81dc3391
 from __future__ import annotations
+
 import json
 from functools import partial
 from pathlib import Path
-import torch, torch.nn.functional as F
-from fastai.vision.all import *
+
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from fastai.vision.all import (
+    SGD,
+    Callback,
+    CrossEntropyLossFlat,
+    DataLoader,
+    DataLoaders,
+    L,
+    Learner,
+    ParamScheduler,
+    SchedCos,
+    default_device,
+    delegates,
+    error_rate,
+    patch,
+    set_seed,
+)
 from safetensors.torch import save
 from torch.utils.data import TensorDataset
 from torchvision.datasets import CIFAR10, cifar
-from ..core import atomic_write, tune_malloc, write_json
-from ..core import unknown_name
+
+from ..core import atomic_write, tune_malloc, unknown_name, write_json
 from ..models.encnet_cifar import cifar_encnet, cifar_resnet, cifar_seresnet
 from ..training.checkpoint import Checkpoint
 from ..training.learner import steps_shown
@@ -29,92 +48,126 @@ def _fault(
     "What is wrong with CIFAR-10 below `path`: its first file that is missing or not the published one"
     meta = CIFAR10.meta['filename'], CIFAR10.meta['md5']
     for name, md5 in (*CIFAR10.train_list, *CIFAR10.test_list, meta):
-        file = Path(path)/CIFAR10.base_folder/name
+        file = Path(path) / CIFAR10.base_folder / name
         if not file.exists():
-            return FileNotFoundError(f'{file}: expected a file of CIFAR-10, found none; torchvision downloads it with CIFAR10({str(path)!r}, download=True)')
+            return FileNotFoundError(
+                f'{file}: expected a file of CIFAR-10, found none; torchvision downloads it with '
+                f'CIFAR10({str(path)!r}, download=True)'
+            )
         if not cifar.check_integrity(file, md5):
-            return ValueError(f'{file}: expected the published file of CIFAR-10 with MD5 {md5}, found {file.stat().st_size} bytes that differ')
+            return ValueError(
+                f'{file}: expected the published file of CIFAR-10 with MD5 {md5}, found {file.stat().st_size} bytes '
+                'that differ'
+            )
 
 # %% ../../nbs/experiments/60_cifar.ipynb #50cfc433
 def read_cifar(
-    path: str | Path,    # the folder that holds `cifar-10-batches-py`
+    path: str | Path,  # the folder that holds `cifar-10-batches-py`
     train: bool = True,  # the training pictures, or the test ones?
 ) -> TensorDataset:  # of (N, 3, 32, 32) uint8 and (N,) long
     "CIFAR-10 from disk. Raises `FileNotFoundError` or `ValueError` with the name of a file that is missing or damaged"
-    try: ds = CIFAR10(path, train)
-    except RuntimeError as e: raise _fault(path) or e from e
+    try:
+        ds = CIFAR10(path, train)
+    except RuntimeError as e:
+        raise _fault(path) or e from e
     return TensorDataset(torch.from_numpy(ds.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(ds.targets))
 
 # %% ../../nbs/experiments/60_cifar.ipynb #b41a6bfc
 def crop_flip(
     x: torch.Tensor,  # (B, C, H, W), any type
-    pad: int = 4,     # zeros on each side, pixels
+    pad: int = 4,  # zeros on each side, pixels
 ) -> torch.Tensor:  # (B, C, H, W)
     "Each picture padded, cropped at random to its size, flipped left to right with probability a half"
     b, c, h, w = x.shape
-    def count(n): return torch.arange(n, device=x.device)
-    i, j = (torch.randint(2*pad + 1, (b, 1), device=x.device) + count(n) for n in (h, w))   # (B, H), (B, W)
-    j = torch.where(torch.rand(b, 1, device=x.device) < .5, j.flip(1), j)
-    return F.pad(x, [pad]*4)[count(b).view(b, 1, 1, 1), count(c).view(c, 1, 1), i[:, None, :, None], j[:, None, None]]
+
+    def count(n):
+        return torch.arange(n, device=x.device)
+
+    i, j = (torch.randint(2 * pad + 1, (b, 1), device=x.device) + count(n) for n in (h, w))  # (B, H), (B, W)
+    j = torch.where(torch.rand(b, 1, device=x.device) < 0.5, j.flip(1), j)
+    return F.pad(x, [pad] * 4)[count(b).view(b, 1, 1, 1), count(c).view(c, 1, 1), i[:, None, :, None], j[:, None, None]]
 
 # %% ../../nbs/experiments/60_cifar.ipynb #dec38cfb
-CIFAR_STATS = ([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616])  # mean and standard deviation of RGB in 0..1, training pictures
+CIFAR_STATS = (
+    [0.4914, 0.4822, 0.4465],
+    [0.2470, 0.2435, 0.2616],
+)  # mean and standard deviation of RGB in 0..1, training pictures
+
 
 def normalise(
     x: torch.Tensor,  # (B, 3, H, W) uint8
 ) -> torch.Tensor:  # (B, 3, H, W) float32
     "Bytes to the scale of the networks"
     mean, std = (torch.tensor(s, device=x.device).view(3, 1, 1) for s in CIFAR_STATS)
-    return (x.float()/255 - mean)/std
+    return (x.float() / 255 - mean) / std
 
 # %% ../../nbs/experiments/60_cifar.ipynb #5864b89f
 def cifar_dls(
     path: str | Path,  # the folder that holds `cifar-10-batches-py`
-    bs: int = 128,     # training pictures a batch
+    bs: int = 128,  # training pictures a batch
 ) -> DataLoaders:  # of (B, 3, 32, 32) float32 and (B,) long
     "CIFAR-10: training pictures shuffled, cropped and flipped, test pictures as they are"
     train = DataLoader(read_cifar(path), bs, shuffle=True, after_batch=lambda b: (normalise(crop_flip(b[0])), b[1]))
-    test = DataLoader(read_cifar(path, train=False), 2*bs, after_batch=lambda b: (normalise(b[0]), b[1]))
+    test = DataLoader(read_cifar(path, train=False), 2 * bs, after_batch=lambda b: (normalise(b[0]), b[1]))
     return DataLoaders(train, test, device=default_device())
 
 # %% ../../nbs/experiments/60_cifar.ipynb #b18fd03f
 @patch
 @delegates(Learner.fit)
-def fit_cosine(self: Learner,
+def fit_cosine(
+    self: Learner,
     n_epoch: int,  # epochs
-    lr=None,       # initial rate; the learner's where not given
-    cbs=None,      # more callbacks
-    **kwargs
+    lr=None,  # initial rate; the learner's where not given
+    cbs=None,  # more callbacks
+    **kwargs,
 ):
-    "Fit with a rate that falls as half a cosine from `lr` at the first step to 0 (Loshchilov & Hutter 2017, eq. 5, without restarts)"
-    self.fit(n_epoch, cbs=L(ParamScheduler({'lr': SchedCos(self.lr if lr is None else lr, 0.)})) + L(cbs), **kwargs)
+    """Fit with a rate that falls as half a cosine from `lr` at the first step to 0 (Loshchilov & Hutter 2017, eq. 5,
+    without restarts)"""
+    self.fit(n_epoch, cbs=L(ParamScheduler({'lr': SchedCos(self.lr if lr is None else lr, 0.0)})) + L(cbs), **kwargs)
 
 # %% ../../nbs/experiments/60_cifar.ipynb #cebfa12f
-CIFAR_NETS = dict(encnet=cifar_encnet, resnet=lambda n_codes, width: cifar_resnet(width), seresnet=lambda n_codes, width: cifar_seresnet(width))
+CIFAR_NETS = dict(
+    encnet=cifar_encnet,
+    resnet=lambda n_codes, width: cifar_resnet(width),
+    seresnet=lambda n_codes, width: cifar_seresnet(width),
+)
+
 
 def cifar_learner(
-    dls,                    # as `cifar_dls` gives
+    dls,  # as `cifar_dls` gives
     model: str = 'encnet',  # encnet, resnet or seresnet
-    n_codes: int = 16,        # codewords of each block, of 'encnet' only
-    width: int = 64,        # channels of the first stage
-    lr: float = .1,         # at the first step
+    n_codes: int = 16,  # codewords of each block, of 'encnet' only
+    width: int = 64,  # channels of the first stage
+    lr: float = 0.1,  # at the first step
 ) -> Learner:
     "A `Learner` with the recipe of section 3.5, whose recorder has the top-1 error of both training and test pictures"
-    if model not in CIFAR_NETS: raise unknown_name('model', model, CIFAR_NETS)
+    if model not in CIFAR_NETS:
+        raise unknown_name('model', model, CIFAR_NETS)
     tune_malloc()
-    learn = Learner(dls, CIFAR_NETS[model](n_codes, width), CrossEntropyLossFlat(), partial(SGD, mom=.9, wd=5e-4, decouple_wd=False),
-                    lr=lr, wd_bn_bias=True, metrics=error_rate)
+    learn = Learner(
+        dls,
+        CIFAR_NETS[model](n_codes, width),
+        CrossEntropyLossFlat(),
+        partial(SGD, mom=0.9, wd=5e-4, decouple_wd=False),
+        lr=lr,
+        wd_bn_bias=True,
+        metrics=error_rate,
+    )
     learn.recorder.train_metrics = True
     return learn
 
 # %% ../../nbs/experiments/60_cifar.ipynb #e0b9beba
 class ErrorCurves(Callback):
     "After each epoch, write the top-1 errors of all epochs so far"
+
     order = 80  # behind the recorder, before the checkpoint
-    def __init__(self,
+
+    def __init__(
+        self,
         file: str | Path,  # JSON to write
-        about: dict,       # what else to write there
-    ): self.file, self.about = file, about
+        about: dict,  # what else to write there
+    ):
+        self.file, self.about = file, about
 
     def after_epoch(self):
         rec = self.recorder
@@ -124,28 +177,45 @@ class ErrorCurves(Callback):
 
 # %% ../../nbs/experiments/60_cifar.ipynb #5fe1064e
 def train_cifar(
-    path: str | Path,       # the folder that holds `cifar-10-batches-py`
+    path: str | Path,  # the folder that holds `cifar-10-batches-py`
     model: str = 'encnet',  # encnet, resnet or seresnet
-    n_codes: int = 16,        # codewords of each block, of 'encnet' only
-    width: int = 64,        # channels of the first stage
-    epochs: int = 600,      # passes over the training pictures
-    lr: float = .1,         # at the first step
-    bs: int = 128,          # pictures a batch
+    n_codes: int = 16,  # codewords of each block, of 'encnet' only
+    width: int = 64,  # channels of the first stage
+    epochs: int = 600,  # passes over the training pictures
+    lr: float = 0.1,  # at the first step
+    bs: int = 128,  # pictures a batch
     out: str | Path = 'cifar',  # folder for `curves.json`, `checkpoint.pt` and `model.safetensors`
-    seed: int = 0,          # of weights, order, crops and smoothing factors
-    resume: bool = False,   # go on from the folder's checkpoint
-    cbs=None,               # more callbacks
+    seed: int = 0,  # of weights, order, crops and smoothing factors
+    resume: bool = False,  # go on from the folder's checkpoint
+    cbs=None,  # more callbacks
 ) -> Learner:
     "Train a network of Table 6 as section 3.5 does"
-    out, about = Path(out), dict(model=model, n_codes=n_codes if model == 'encnet' else None, width=width, epochs=epochs, lr=lr, bs=bs, seed=seed)
-    if model not in CIFAR_NETS: raise unknown_name('model', model, CIFAR_NETS)   # before the pictures are read
+    out, about = (
+        Path(out),
+        dict(
+            model=model,
+            n_codes=n_codes if model == 'encnet' else None,
+            width=width,
+            epochs=epochs,
+            lr=lr,
+            bs=bs,
+            seed=seed,
+        ),
+    )
+    if model not in CIFAR_NETS:
+        raise unknown_name('model', model, CIFAR_NETS)  # before the pictures are read
     set_seed(seed, reproducible=True)
     learn = cifar_learner(cifar_dls(path, bs), model, n_codes, width, lr)
     settings = {k: v for k, v in about.items() if k not in ('epochs', 'lr')}
     about['parameters'] = sum(p.numel() for p in learn.model.parameters())
-    with steps_shown(learn): learn.fit_cosine(epochs, cbs=[ErrorCurves(out/'curves.json', about), Checkpoint(out, resume=resume, settings=settings), *L(cbs)])
+    with steps_shown(learn):
+        learn.fit_cosine(
+            epochs,
+            cbs=[ErrorCurves(out / 'curves.json', about), Checkpoint(out, resume=resume, settings=settings), *L(cbs)],
+        )
     weights = {k: v.detach().cpu().contiguous() for k, v in learn.model.state_dict().items()}
-    with atomic_write(out/'model.safetensors') as tmp: tmp.write_bytes(save(weights))
+    with atomic_write(out / 'model.safetensors') as tmp:
+        tmp.write_bytes(save(weights))
     return learn
 
 # %% ../../nbs/experiments/60_cifar.ipynb #8ddbceb8
@@ -158,8 +228,9 @@ def plot_errors(
     for i, (name, file) in enumerate(curves.items()):
         found = json.loads(Path(file).read_text())
         for part, style in (('train', '--'), ('valid', '-')):
-            errors = [100*e for e in found[f'{part}_error']]
+            errors = [100 * e for e in found[f'{part}_error']]
             ax.plot(range(1, len(errors) + 1), errors, style, c=f'C{i}', label=f'{name}, {part}')
-    ax.set(xlabel='epoch', ylabel='error, %', ylim=(0, None)); ax.spines[['top', 'right']].set_visible(False)
-    ax.legend(fontsize=7, frameon=False, loc='center left', bbox_to_anchor=(1, .5))
+    ax.set(xlabel='epoch', ylabel='error, %', ylim=(0, None))
+    ax.spines[['top', 'right']].set_visible(False)
+    ax.legend(fontsize=7, frameon=False, loc='center left', bbox_to_anchor=(1, 0.5))
     return ax

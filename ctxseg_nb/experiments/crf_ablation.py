@@ -4,25 +4,28 @@
 
 # %% ../../nbs/experiments/22_crf_ablation.ipynb #82cd355e
 from __future__ import annotations
+
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+
 import numpy as np
 import torch
 from fastai.basics import DataLoaders
 from torch import nn
-from .runner import Experiment, register_experiment
-from .suites import PHOTOS, SCENES
+
 from ..core import IGNORE, IMAGENET_STATS
 from ..crf.dense import DenseCRF, boundary_band
+from ..evaluation.evaluator import evaluate
+from ..evaluation.metrics import calibration_error, class_counts, compute_metrics, mean_iou, reliability
+from .runner import Experiment, register_experiment
+from .suites import PHOTOS, SCENES
 from ..models.backbones import create_backbone
 from ..models.deepcrf import deepcrf
 from ..models.refinement import refinement_net
 from ..models.segmentor import upsample
 from ..training.config import TrainConfig
 from ..training.train import fit_model, train
-from ..evaluation.evaluator import evaluate
-from ..evaluation.metrics import calibration_error, class_counts, compute_metrics, mean_iou, reliability
 
 # %% auto #0
 __all__ = ['DENSE', 'evaluate_edges', 'after_dense', 'prefixed', 'score_corrections', 'joint', 'crf_network', 'run_crf',
@@ -31,14 +34,17 @@ __all__ = ['DENSE', 'evaluate_edges', 'after_dense', 'prefixed', 'score_correcti
 # %% ../../nbs/experiments/22_crf_ablation.ipynb #ca953161
 def evaluate_edges(
     predict: Callable,  # images (B, 3, H, W) → scores (B, K, H, W)
-    dls: DataLoaders,   # with `info`
+    dls: DataLoaders,  # with `info`
     change: Callable | None = None,  # of `evaluate`
 ) -> tuple[dict[str, float], np.ndarray]:  # metrics, (n, K, 3) counts
-    "`compute_metrics`, with mean IoU within three pixels of an edge ('band') and the expected calibration error ('ece')"
+    """`compute_metrics`, with mean IoU within three pixels of an edge ('band') and the expected calibration error
+    ('ece')"""
     n_classes, near, bins = dls.info.n_classes, [], []
+
     def observe(scores, target):
         near.append(class_counts(scores, target.where(boundary_band(target), IGNORE), n_classes))
         bins.append(reliability(scores.softmax(1), target))
+
     counts = evaluate(predict, dls.valid, n_classes, change, observe)
     band = mean_iou(torch.cat(near).sum(0), background=dls.info.background)
     return compute_metrics(counts, dls.info) | dict(band=float(band), ece=calibration_error(sum(bins)).item()), counts
@@ -47,20 +53,24 @@ def evaluate_edges(
 def after_dense(model, **options):
     "Images → log-marginals of `DenseCRF` over the scores of `model`"
     crf = DenseCRF(**options)
+
     def predict(x):
-        mean, std = (255*torch.tensor(s, device=x.device).view(3, 1, 1) for s in IMAGENET_STATS)
-        return crf(model(x), (x*std + mean).clamp(0, 255))
+        mean, std = (255 * torch.tensor(s, device=x.device).view(3, 1, 1) for s in IMAGENET_STATS)
+        return crf(model(x), (x * std + mean).clamp(0, 255))
+
     return predict
+
 
 def prefixed(prefix, metrics):
     "The metrics with a prefix"
     return {f'{prefix}_{k}': v for k, v in metrics.items()}
 
+
 def score_corrections(
     config: TrainConfig,  # of the network that refines
-    model: nn.Module,     # trained
-    dls,                  # `DataLoaders` with `info`
-    dense: dict,          # options of `DenseCRF`
+    model: nn.Module,  # trained
+    dls,  # `DataLoaders` with `info`
+    dense: dict,  # options of `DenseCRF`
 ) -> dict:  # metrics
     "Figures after each of the two corrections"
     metrics = prefixed('dense', evaluate_edges(after_dense(model, **dense), dls)[0])
@@ -73,9 +83,11 @@ def joint(
     models,  # of `deepcrf`; the pairwise potentials are the first one's
 ):
     "Images → log-marginals (B, K, H, W) under the mean of all unaries"
+
     def predict(x):
         zs, features = zip(*[m.head.potentials(m.backbone(x)) for m in models])
         return upsample(models[0].head.infer(torch.stack(zs).log_softmax(2).logsumexp(0), features[0]), x.shape[-2:])
+
     return predict
 
 # %% ../../nbs/experiments/22_crf_ablation.ipynb #2c208b73
@@ -88,35 +100,45 @@ def crf_network(
     options = config.model_options if relations is None else config.model_options | dict(relations=relations)
     return deepcrf(n_classes, shared_features=True, backbone_options=config.backbone_options, **options)
 
+
 def run_crf(
     config: TrainConfig,
     networks: int = 1,  # further ones give a unary only
-    refine: int = 0,    # epochs of the network that corrects; no corrections where 0
+    refine: int = 0,  # epochs of the network that corrects; no corrections where 0
     dense: dict | None = None,  # options of the `DenseCRF` that corrects
 ) -> tuple[dict, np.ndarray]:  # metrics, (n, K, 3) counts
-    "A `deepcrf` on the embedded scenes: its marginals, its unary alone ('unary_...'), pairs of weight 1 ('sum_...'), further unaries ('with_2_...'), and the corrections"
+    """A `deepcrf` on the embedded scenes: its marginals, its unary alone ('unary_...'), pairs of weight 1
+    ('sum_...'), further unaries ('with_2_...'), and the corrections"""
     learn = train(config, validate=False, make_model=lambda n_classes: crf_network(config, n_classes))
     dls, model = learn.dls, learn.model.eval()
     unaries = [fit_model(config, dls, crf_network(config, dls.info.n_classes, [])) for _ in range(networks - 1)]
     metrics, counts = evaluate_edges(model, dls)
-    metrics |= prefixed('unary', evaluate_edges(_unary(model), dls)[0]) | prefixed('sum', evaluate_edges(_sum(model), dls)[0]) if config.model_options['relations'] else {}
-    for n in range(2, networks + 1): metrics |= prefixed(f'with_{n}', evaluate_edges(joint([model, *unaries[:n - 1]]), dls)[0])
+    metrics |= (
+        prefixed('unary', evaluate_edges(_unary(model), dls)[0]) | prefixed('sum', evaluate_edges(_sum(model), dls)[0])
+        if config.model_options['relations']
+        else {}
+    )
+    for n in range(2, networks + 1):
+        metrics |= prefixed(f'with_{n}', evaluate_edges(joint([model, *unaries[: n - 1]]), dls)[0])
     return metrics | (score_corrections(replace(config, epochs=refine), model, dls, dense) if refine else {}), counts
 
-def _unary(model): return lambda x: upsample(model.head.potentials(model.backbone(x))[0], x.shape[-2:])
+
+def _unary(model):
+    return lambda x: upsample(model.head.potentials(model.backbone(x))[0], x.shape[-2:])
+
 
 def _sum(model):
     louder = deepcopy(model)
-    louder.head.pair_weight = 1.
+    louder.head.pair_weight = 1.0
     return louder
 
 # %% ../../nbs/experiments/22_crf_ablation.ipynb #56bdccd8
 def run_corrections(
     config: TrainConfig,
-    path: str,     # folder of the data set
+    path: str,  # folder of the data set
     weights: str,  # of the backbone
-    refine: int,   # epochs of the network that corrects
-    dense: dict,   # options of the `DenseCRF` that corrects
+    refine: int,  # epochs of the network that corrects
+    dense: dict,  # options of the `DenseCRF` that corrects
 ) -> tuple[dict, np.ndarray]:  # metrics, (n, K, 3) counts
     "A model on photographs, and after each of the two corrections"
     learn = train(replace(config, weights=str(weights)), path, validate=False)
@@ -125,25 +147,48 @@ def run_corrections(
     return metrics | score_corrections(replace(config, epochs=refine, lr=4e-3, head_lr=None), model, dls, dense), counts
 
 # %% ../../nbs/experiments/22_crf_ablation.ipynb #aed44c9b
-_NARROW = dict(block_width=32, width=64, scales=[1.], windows=[], pair_weight=.05)
+_NARROW = dict(block_width=32, width=64, scales=[1.0], windows=[], pair_weight=0.05)
 _PYRAMID = _NARROW | dict(windows=[5, 9])
-_FULL = _PYRAMID | dict(scales=[1.2, .8, .4])
+_FULL = _PYRAMID | dict(scales=[1.2, 0.8, 0.4])
 DENSE = dict(theta_alpha=15, theta_beta=20, theta_gamma=2, w_bilateral=4, w_spatial=1)
 _CORRECTED = dict(refine=3, dense=DENSE)
 
+
 def crf_variant(
-    options: dict,   # of `deepcrf`
+    options: dict,  # of `deepcrf`
     *relations: str,  # of the pairwise potentials
-    **run,           # options of `run_crf`
+    **run,  # options of `run_crf`
 ) -> dict:
     "A variant that is another `deepcrf`"
     return dict(model_options=options | dict(relations=list(relations))) | run
 
-register_experiment(Experiment('deepcrf', 'Pairwise potentials on the embedded scenes, beside their own unary, several unaries, and corrections', run_crf,
-    dict(unary=crf_variant(_NARROW, networks=4), surrounding=crf_variant(_NARROW, 'surrounding', networks=2), above=crf_variant(_NARROW, 'above'),
-         both=crf_variant(_NARROW, 'surrounding', 'above', networks=2, **_CORRECTED), pyramid=crf_variant(_PYRAMID), scales=crf_variant(_FULL, **_CORRECTED),
-         all=crf_variant(_FULL, 'surrounding', 'above', **_CORRECTED)),
-    replace(SCENES, model='deepcrf', n_train=400, bs=8, epochs=20), baseline='unary'))
-register_experiment(Experiment('camvid-edges', 'FCN on CamVid at 240×180, and after the dense and the learnt correction', run_corrections, dict(fcn=dict(model='fcn')),
-    TrainConfig(backbone='squeezenet1_0', head_lr=10, data='camvid', size=(180, 240), bs=8, epochs=8, lr=2e-4),
-    dict(refine=3, dense=dict(theta_alpha=30, theta_beta=7, theta_gamma=3, w_bilateral=4, w_spatial=1)), needs=PHOTOS));
+
+register_experiment(
+    Experiment(
+        'deepcrf',
+        'Pairwise potentials on the embedded scenes, beside their own unary, several unaries, and corrections',
+        run_crf,
+        dict(
+            unary=crf_variant(_NARROW, networks=4),
+            surrounding=crf_variant(_NARROW, 'surrounding', networks=2),
+            above=crf_variant(_NARROW, 'above'),
+            both=crf_variant(_NARROW, 'surrounding', 'above', networks=2, **_CORRECTED),
+            pyramid=crf_variant(_PYRAMID),
+            scales=crf_variant(_FULL, **_CORRECTED),
+            all=crf_variant(_FULL, 'surrounding', 'above', **_CORRECTED),
+        ),
+        replace(SCENES, model='deepcrf', n_train=400, bs=8, epochs=20),
+        baseline='unary',
+    )
+)
+register_experiment(
+    Experiment(
+        'camvid-edges',
+        'FCN on CamVid at 240×180, and after the dense and the learnt correction',
+        run_corrections,
+        dict(fcn=dict(model='fcn')),
+        TrainConfig(backbone='squeezenet1_0', head_lr=10, data='camvid', size=(180, 240), bs=8, epochs=8, lr=2e-4),
+        dict(refine=3, dense=dict(theta_alpha=30, theta_beta=7, theta_gamma=3, w_bilateral=4, w_spatial=1)),
+        needs=PHOTOS,
+    )
+);

@@ -4,10 +4,13 @@
 
 # %% ../../nbs/experiments/63_dry_run.ipynb #6fbdc72e
 from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
-import torch, torch.nn.functional as F
+
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 # %% auto #0
@@ -17,40 +20,49 @@ __all__ = ['step_memory', 'recipe_memory', 'dry_run']
 from ..core import check_options
 from ..data.dataset import DATASETS, SegDataset, check_mask, open_dataset
 from .cifar import CIFAR_NETS
+from .recipes import Recipe, unspecified_fields, with_defaults
 from .run_recipe import REPORTED_METRICS, recipe_model
 from ..training.losses import SegmentationLoss
-from .recipes import Recipe, with_defaults, unspecified_fields
 
 # %% ../../nbs/experiments/63_dry_run.ipynb #e2207caa
 class _Fused(torch.autograd.Function):
     "What fused attention keeps; no content, no backward pass"
+
     @staticmethod
     def forward(ctx, q, k, v, *args):
         out = q.new_empty(*q.shape[:-1], v.shape[-1])
         ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1]))
         return out
 
-def _fused(q, k, v, *args, **kwargs): return _Fused.apply(q, k, v)
+
+def _fused(q, k, v, *args, **kwargs):
+    return _Fused.apply(q, k, v)
 
 # %% ../../nbs/experiments/63_dry_run.ipynb #fcafce63
 def step_memory(
-    model: nn.Module,   # on the meta device
-    x: torch.Tensor,    # batch
-    loss,               # (output, x) → scalar
-    copies: int = 1,    # numbers an optimiser remembers for each weight
+    model: nn.Module,  # on the meta device
+    x: torch.Tensor,  # batch
+    loss,  # (output, x) → scalar
+    copies: int = 1,  # numbers an optimiser remembers for each weight
 ) -> tuple[int, int, int]:  # parameters; bytes of weights, gradients and optimiser; bytes kept for the backward pass
     "What a training step holds at least, in float32"
     own = {p.untyped_storage()._cdata for p in [*model.parameters(), *model.buffers()]}
     kept = {}
+
     def note(t):
         s = t.untyped_storage()
-        if s._cdata not in own: kept[s._cdata] = s
+        if s._cdata not in own:
+            kept[s._cdata] = s
         return t
+
     attention = _fused if x.is_meta else F.scaled_dot_product_attention
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t), mock.patch.object(F, 'scaled_dot_product_attention', attention):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(note, lambda t: t),
+        mock.patch.object(F, 'scaled_dot_product_attention', attention),
+    ):
         loss(model.train()(x), x)
     n, learning = (sum(p.numel() for p in model.parameters() if p.requires_grad or not only) for only in (False, True))
-    return n, 4*(n + (1 + copies)*learning), sum(s.nbytes() for s in kept.values())
+    return n, 4 * (n + (1 + copies) * learning), sum(s.nbytes() for s in kept.values())
 
 # %% ../../nbs/experiments/63_dry_run.ipynb #e6c28430
 def _on_meta(r, n_classes):
@@ -58,12 +70,16 @@ def _on_meta(r, n_classes):
     size = (r.crop, r.crop) if isinstance(r.crop, int) else r.crop
     with torch.device('meta'):
         x, y = torch.empty(r.bs, 3, *size), torch.empty(r.bs, *size, dtype=torch.long)
-        if r.data == 'cifar10': return CIFAR_NETS[r.model](**r.model_options), x, lambda out, x: F.cross_entropy(out, y[:, 0, 0])
+        if r.data == 'cifar10':
+            return CIFAR_NETS[r.model](**r.model_options), x, lambda out, x: F.cross_entropy(out, y[:, 0, 0])
         net = recipe_model(replace(r, pretrained=False), n_classes)
         loss = SegmentationLoss(net)
     return net, x, lambda out, x: loss(out, y)
 
-def recipe_memory(r, n_classes): "`step_memory` of a filled recipe"; return step_memory(*_on_meta(r, n_classes), 2 if r.opt == 'adamw' else 1)
+
+def recipe_memory(r, n_classes):
+    "`step_memory` of a filled recipe"
+    return step_memory(*_on_meta(r, n_classes), 2 if r.opt == 'adamw' else 1)
 
 # %% ../../nbs/experiments/63_dry_run.ipynb #d7b53145
 def _count_pictures(ds: SegDataset, split: str) -> int:
@@ -76,25 +92,45 @@ def _count_pictures(ds: SegDataset, split: str) -> int:
 # %% ../../nbs/experiments/63_dry_run.ipynb #eb152680
 def _survey(r: Recipe, path: str | Path | None) -> tuple[int, int | None, int | None]:
     "Number of classes, training pictures, pictures to score on; None where not known"
-    if r.data == 'cifar10': return 10, 50_000, 10_000
+    if r.data == 'cifar10':
+        return 10, 50_000, 10_000
     if path:
         ds = open_dataset(r.data, path, **r.data_options)
         return ds.info.n_classes, _count_pictures(ds, r.train_split), _count_pictures(ds, r.valid_split)
     data_set = DATASETS[r.data]
     check_options(f'the data set {r.data}', data_set.__init__, r.data_options, n_given=2)
-    return data_set.count_classes(**r.data_options), data_set.split_sizes.get(r.train_split), data_set.split_sizes.get(r.valid_split)
+    return (
+        data_set.count_classes(**r.data_options),
+        data_set.split_sizes.get(r.train_split),
+        data_set.split_sizes.get(r.valid_split),
+    )
 
 # %% ../../nbs/experiments/63_dry_run.ipynb #f77941a0
-def _count(n): return 'unknown' if n is None else f'{n:,}'
+def _count(n):
+    return 'unknown' if n is None else f'{n:,}'
+
 
 def _training(r, n):
-    if not r.epochs: return f'none: the network of {r.after} is scored'
-    steps = f', {n//r.bs:,} steps each, {r.epochs*(n//r.bs):,} in all' if n else ''
-    return (f'{r.epochs} epochs{steps}; batches of {r.bs}; {r.opt}, lr {r.lr:g}, of new layers {r.lr*r.head_lr:g}, momentum {r.momentum:g}, weight decay {r.weight_decay:g}, {r.schedule}')
+    if not r.epochs:
+        return f'none: the network of {r.after} is scored'
+    steps = f', {n // r.bs:,} steps each, {r.epochs * (n // r.bs):,} in all' if n else ''
+    return (
+        f'{r.epochs} epochs{steps}; batches of {r.bs}; {r.opt}, lr {r.lr:g}, of new layers {r.lr * r.head_lr:g}, '
+        f'momentum {r.momentum:g}, weight decay {r.weight_decay:g}, {r.schedule}'
+    )
+
 
 def _scoring(r):
-    looks = f'{"mirrored too, " if r.mirrors else ""}scales {", ".join(map(str, r.scales))}' + (f', windows of {r.crop}' if r.windows else '') + (f', shorter side or size {r.side}' if r.side else '')
-    return f'{looks}; {r.combine}' + (f', then {r.refine}' if r.refine else '') + (', only classes that are there' if r.oracle else '')
+    looks = (
+        f'{"mirrored too, " if r.mirrors else ""}scales {", ".join(map(str, r.scales))}'
+        + (f', windows of {r.crop}' if r.windows else '')
+        + (f', shorter side or size {r.side}' if r.side else '')
+    )
+    return (
+        f'{looks}; {r.combine}'
+        + (f', then {r.refine}' if r.refine else '')
+        + (', only classes that are there' if r.oracle else '')
+    )
 
 # %% ../../nbs/experiments/63_dry_run.ipynb #be2276d3
 def dry_run(
@@ -106,10 +142,22 @@ def dry_run(
     K, n_train, n_valid = _survey(r, path)
     n, fixed, kept = recipe_memory(r, K)
     reported = ', '.join(f'{k} {getattr(r, k)}' for k in REPORTED_METRICS if getattr(r, k) is not None)
-    lines = dict(recipe=f'{r.name} ({r.source}: {reported or "no figure"})', note=r.note, after=r.after,
-        data=f'{r.data}, {K} classes; pictures of {r.train_split}: {_count(n_train)}, of {r.valid_split}: {_count(n_valid)}' + ('' if path else ', by its authors'),
-        network=f'{r.model} on {r.backbone}, {n/1e6:.2f} million parameters' + (', weights from ImageNet' if r.pretrained and r.backbone != 'tiny' else ''),
-        training=_training(r, n_train), pictures=f'crop {r.crop}, scale {r.scale}, rotation {r.rotate:g}, flip {r.flip:g}, jitter {r.jitter:g}', scoring=_scoring(r),
-        memory=f'a step holds at least {fixed/2**30:.2f} GiB of weights, gradients and momentum, and {kept/2**30:.2f} GiB for the backward pass of {r.bs} pictures, in float32' if r.epochs else '')
+    lines = dict(
+        recipe=f'{r.name} ({r.source}: {reported or "no figure"})',
+        note=r.note,
+        after=r.after,
+        data=f'{r.data}, {K} classes; '
+        f'pictures of {r.train_split}: {_count(n_train)}, of {r.valid_split}: {_count(n_valid)}'
+        + ('' if path else ', by its authors'),
+        network=f'{r.model} on {r.backbone}, {n / 1e6:.2f} million parameters'
+        + (', weights from ImageNet' if r.pretrained and r.backbone != 'tiny' else ''),
+        training=_training(r, n_train),
+        pictures=f'crop {r.crop}, scale {r.scale}, rotation {r.rotate:g}, flip {r.flip:g}, jitter {r.jitter:g}',
+        scoring=_scoring(r),
+        memory=f'a step holds at least {fixed / 2**30:.2f} GiB of weights, gradients and momentum, '
+        f'and {kept / 2**30:.2f} GiB for the backward pass of {r.bs} pictures, in float32'
+        if r.epochs
+        else '',
+    )
     lines['not said'] = ', '.join(f'{k} {v}' for k, v in unspecified.items() if v == getattr(r, k))
     return '\n'.join(f'{k:10}{v}' for k, v in lines.items() if v)

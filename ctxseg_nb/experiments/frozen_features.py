@@ -4,9 +4,13 @@
 
 # %% ../../nbs/experiments/25_frozen_features.ipynb #de555168
 from __future__ import annotations
-import hashlib, json, zlib
+
+import hashlib
+import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -14,15 +18,16 @@ from fastai.basics import DataLoader, DataLoaders, Learner, OptimWrapper, defaul
 from filelock import FileLock
 from PIL import Image
 from torch import nn
+
 from ..core import IMAGENET_STATS, atomic_write, checksum, progress, write_json
 from ..evaluation.evaluator import evaluate
 from ..evaluation.metrics import compute_metrics, mean_iou
 from ..models.class_guidance import keep_true_classes
 from ..models.segmentor import create_model
-from ..training.learner import TrainingProgress
 from ..training.config import TrainConfig
-from ..training.train import fit
+from ..training.learner import TrainingProgress
 from ..training.losses import SegmentationLoss, class_weights, count_labels
+from ..training.train import fit
 
 # %% auto #0
 __all__ = ['picture', 'fingerprint', 'frozen_features', 'OnFeatures', 'FeatureSet', 'feature_batches', 'mean_average_precision',
@@ -30,13 +35,13 @@ __all__ = ['picture', 'fingerprint', 'frozen_features', 'OnFeatures', 'FeatureSe
 
 # %% ../../nbs/experiments/25_frozen_features.ipynb #2229424a
 def picture(
-    im: np.ndarray,          # (h, w, 3) uint8
-    size: tuple[int, int],   # (H, W), pixels
+    im: np.ndarray,  # (h, w, 3) uint8
+    size: tuple[int, int],  # (H, W), pixels
 ) -> torch.Tensor:  # (1, 3, H, W), normalised as ImageNet's
     "One picture as a backbone wants it"
     mean, std = (torch.tensor(s).view(3, 1, 1) for s in IMAGENET_STATS)
     small = np.asarray(Image.fromarray(im).resize(size[::-1], Image.BILINEAR))
-    return ((torch.from_numpy(small.copy()).permute(2, 0, 1).float()/255 - mean)/std)[None]
+    return ((torch.from_numpy(small.copy()).permute(2, 0, 1).float() / 255 - mean) / std)[None]
 
 # %% ../../nbs/experiments/25_frozen_features.ipynb #9add6d75
 def _stamp(path):
@@ -44,13 +49,15 @@ def _stamp(path):
     file = next((p for p in (Path(path), Path(path).parent) if p.is_file()), None)
     return str(path), file and (file.stat().st_size, file.stat().st_mtime_ns)
 
+
 def fingerprint(
-    ds,                     # a `SegDataset`
-    split: str,             # 'train' or 'val', say
+    ds,  # a `SegDataset`
+    split: str,  # 'train' or 'val', say
     size: tuple[int, int],  # (H, W), pixels
-    backbone: nn.Module,    # gives the features
+    backbone: nn.Module,  # gives the features
 ) -> str:
-    "A name for the features of a split, which changes with each of these, with the files, and with the backbone's weights and structure"
+    """A name for the features of a split, which changes with each of these, with the files, and with the backbone's
+    weights and structure"""
     data = type(ds).__qualname__, ds.options, ds.label_map.tolist(), ds.info.class_names
     files = [(_stamp(image), _stamp(mask)) for image, mask in ds.split(split)]
     net = checksum(backbone.state_dict(), f'{backbone.channels} {backbone.strides} {backbone!r}')
@@ -64,99 +71,128 @@ def _maps_of(ds, path, size, backbone):
     x = picture(ds.read(path), size).to(next(backbone.parameters(), torch.empty(0)).device)
     return backbone.eval()(torch.cat([x, x.flip(-1)]))[-1].half().cpu().numpy()
 
+
 def _write_features(file, ds, pairs, size, backbone):
     "(n, 2, C, h, w) float16; gives their shape and checksum"
     with atomic_write(file) as tmp:
         out = None
         for i, (path, _) in enumerate(progress(pairs, 'pictures to features')):
             maps = _maps_of(ds, path, size, backbone)
-            if out is None: out = np.lib.format.open_memmap(tmp, 'w+', np.float16, (len(pairs), *maps.shape))
+            if out is None:
+                out = np.lib.format.open_memmap(tmp, 'w+', np.float16, (len(pairs), *maps.shape))
             out[i] = maps
         out.flush()
     return list(out.shape), zlib.crc32(out)
 
-def _read_mask(ds, path, size): return np.asarray(Image.fromarray(ds.read_mask(path)).resize(size[::-1], Image.NEAREST))
+
+def _read_mask(ds, path, size):
+    return np.asarray(Image.fromarray(ds.read_mask(path)).resize(size[::-1], Image.NEAREST))
 
 # %% ../../nbs/experiments/25_frozen_features.ipynb #b9f0e9db
 def frozen_features(
-    ds,                     # a `SegDataset`
-    split: str,             # 'train' or 'val', say
+    ds,  # a `SegDataset`
+    split: str,  # 'train' or 'val', say
     size: tuple[int, int],  # (H, W), pixels
-    backbone: nn.Module,    # its last map is kept
-    folder: str | Path,     # of the files
+    backbone: nn.Module,  # its last map is kept
+    folder: str | Path,  # of the files
 ) -> tuple[np.ndarray, np.ndarray]:  # (n, 2, C, h, w) float16, on disk; (n, H, W) uint8 labels
-    "Features of a split, computed at the first call and read, and checked, at later ones. `ValueError` names a damaged file"
+    """Features of a split, computed at the first call and read, and checked, at later ones. `ValueError` names a
+    damaged file"""
     name, pairs = fingerprint(ds, split, size, backbone), ds.split(split)
-    file, masks, card = (Path(folder)/f'{name}{end}' for end in ('.npy', '-masks.npy', '.json'))
+    file, masks, card = (Path(folder) / f'{name}{end}' for end in ('.npy', '-masks.npy', '.json'))
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_suffix('.lock')):
         if card.exists():
             maps, labels = _stored(file, masks, card)
             again = _maps_of(ds, pairs[0][0], size, backbone)
-            if again.shape == maps[0].shape and np.allclose(maps[0], again, .01, .01): return maps, labels
+            if again.shape == maps[0].shape and np.allclose(maps[0], again, 0.01, 0.01):
+                return maps, labels
         labels = np.stack([_read_mask(ds, m, size) for _, m in pairs])
-        with atomic_write(masks) as tmp, open(tmp, 'wb') as f: np.save(f, labels)
+        with atomic_write(masks) as tmp, open(tmp, 'wb') as f:
+            np.save(f, labels)
         shape, crc = _write_features(file, ds, pairs, size, backbone)
         write_json(card, dict(shape=shape, crc=crc, masks=zlib.crc32(labels)))
     return np.load(file, mmap_mode='r'), labels
+
 
 def _stored(file, masks, card):
     "Maps and labels as they were written. Raises `ValueError` for a damaged file"
     try:
         about, maps, labels = json.loads(card.read_text()), np.load(file, mmap_mode='r'), np.load(masks)
-        sound = (list(maps.shape), zlib.crc32(maps), zlib.crc32(labels)) == (about['shape'], about['crc'], about['masks'])
-    except (OSError, EOFError, ValueError, LookupError, TypeError): sound = False
-    if not sound: raise ValueError(f'{file}: damaged, it or a file beside it is not as it was written; delete {file.stem}* to make it anew')
+        sound = (list(maps.shape), zlib.crc32(maps), zlib.crc32(labels)) == (
+            about['shape'],
+            about['crc'],
+            about['masks'],
+        )
+    except (OSError, EOFError, ValueError, LookupError, TypeError):
+        sound = False
+    if not sound:
+        raise ValueError(
+            f'{file}: damaged, it or a file beside it is not as it was written; delete {file.stem}* to make it anew'
+        )
     return maps, labels
 
 # %% ../../nbs/experiments/25_frozen_features.ipynb #f5b6ebde
 class OnFeatures(nn.Module):
     "A model's head on stored features (B, C, h, w)"
-    def __init__(self,
-        model: nn.Module,       # a `Segmentor`; its backbone is not used
+
+    def __init__(
+        self,
+        model: nn.Module,  # a `Segmentor`; its backbone is not used
         size: tuple[int, int],  # (H, W) of the logits in evaluation; a quarter of it in training
     ):
         super().__init__()
         self.head, self.size, self.above = model.head, size, len(model.backbone.channels) - 1
 
     def forward(self, x):
-        out = self.head([None]*self.above + [x.float()])
-        size = [-(-s//4) for s in self.size] if self.training else self.size
+        out = self.head([None] * self.above + [x.float()])
+        size = [-(-s // 4) for s in self.size] if self.training else self.size
         logits = F.interpolate(out['logits'], size, mode='bilinear', align_corners=False)
         return out | dict(logits=logits) if self.training else logits
 
 # %% ../../nbs/experiments/25_frozen_features.ipynb #b6359aab
 class FeatureSet:
-    "Item i: map (C, h, w) of picture i or of its mirror image, by the toss of a coin, and its labels at a quarter of the size"
-    def __init__(self,
-        maps: np.ndarray,   # (n, 2, C, h, w) float16
+    """Item i: map (C, h, w) of picture i or of its mirror image, by the toss of a coin, and its labels at a quarter
+    of the size"""
+
+    def __init__(
+        self,
+        maps: np.ndarray,  # (n, 2, C, h, w) float16
         masks: np.ndarray,  # (n, H, W) uint8 labels
     ):
         self.maps, self.masks = maps, torch.from_numpy(masks)
 
-    def __len__(self): return len(self.maps)
+    def __len__(self):
+        return len(self.maps)
+
     def __getitem__(self, i):
         mirror = int(torch.randint(2, ()))
-        small = F.interpolate(self.masks[i][None, None], [-(-s//4) for s in self.masks.shape[1:]], mode='nearest-exact')[0, 0].long()
+        small = F.interpolate(
+            self.masks[i][None, None], [-(-s // 4) for s in self.masks.shape[1:]], mode='nearest-exact'
+        )[0, 0].long()
         return torch.from_numpy(np.array(self.maps[i, mirror])), small.flip(-1) if mirror else small
 
 # %% ../../nbs/experiments/25_frozen_features.ipynb #8123a68e
 def feature_batches(
-    maps: np.ndarray,   # (n, 2, C, h, w) float16
+    maps: np.ndarray,  # (n, 2, C, h, w) float16
     masks: np.ndarray,  # (n, H, W) uint8 labels
     device: torch.device | str = 'cpu',
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # maps (8, C, h, w), labels (8, H, W)
     "Stored features and labels of the pictures, not mirrored, for `evaluate`"
     for i in range(0, len(maps), 8):
-        yield torch.from_numpy(np.array(maps[i:i+8, 0])).to(device), torch.from_numpy(masks[i:i+8]).long().to(device)
+        yield (
+            torch.from_numpy(np.array(maps[i : i + 8, 0])).to(device),
+            torch.from_numpy(masks[i : i + 8]).long().to(device),
+        )
 
 # %% ../../nbs/experiments/25_frozen_features.ipynb #871cf099
 def mean_average_precision(
     scores: torch.Tensor,  # (n, K), larger for classes that are more likely there
-    there: torch.Tensor,   # (n, K) bool
+    there: torch.Tensor,  # (n, K) bool
 ) -> float:  # mean over the classes that occur
     "Quality of a ranking of pictures by the presence of a class (scikit-learn)"
     from sklearn.metrics import average_precision_score
+
     occurs = there.any(0)
     return float(average_precision_score(there[:, occurs].cpu(), scores[:, occurs].cpu()))
 
@@ -168,46 +204,60 @@ def presence_scores(
 ) -> torch.Tensor:  # (n, K)
     "How sure a head is that each class is there"
     device = next(net.parameters()).device
-    outs = [net.eval().head([None]*net.above + [torch.from_numpy(np.array(maps[i:i+8, 0])).float().to(device)]) for i in range(0, len(maps), 8)]
-    return torch.cat([o['class_logits'] if 'class_logits' in o else o['logits'].softmax(1).amax((2, 3)) for o in outs]).cpu()
+    outs = [
+        net.eval().head([None] * net.above + [torch.from_numpy(np.array(maps[i : i + 8, 0])).float().to(device)])
+        for i in range(0, len(maps), 8)
+    ]
+    return torch.cat(
+        [o['class_logits'] if 'class_logits' in o else o['logits'].softmax(1).amax((2, 3)) for o in outs]
+    ).cpu()
 
 # %% ../../nbs/experiments/25_frozen_features.ipynb #f0d4980f
-def adamw(params, lr, wd=.05, **kwargs):
+def adamw(params, lr, wd=0.05, **kwargs):
     "torch's AdamW for a fastai `Learner`"
     return OptimWrapper(params, torch.optim.AdamW, lr=lr, weight_decay=wd)
 
+
 def train_head(
-    model: nn.Module,    # a `Segmentor`, whose head is trained
-    maps: np.ndarray,    # (n, 2, C, h, w) float16
-    masks: np.ndarray,   # (n, H, W) uint8 labels
-    n_classes: int,      # K
-    epochs: int = 10,    # passes over the pictures, each time mirrored or not
-    lr: float = 2e-3,    # at the top of the one-cycle schedule
-    bs: int = 8,         # images a batch
+    model: nn.Module,  # a `Segmentor`, whose head is trained
+    maps: np.ndarray,  # (n, 2, C, h, w) float16
+    masks: np.ndarray,  # (n, H, W) uint8 labels
+    n_classes: int,  # K
+    epochs: int = 10,  # passes over the pictures, each time mirrored or not
+    lr: float = 2e-3,  # at the top of the one-cycle schedule
+    bs: int = 8,  # images a batch
 ) -> OnFeatures:
     "Train a head on stored features"
     train = DataLoader(FeatureSet(maps, masks), bs=bs, shuffle=True, drop_last=True)
     weight = class_weights(count_labels(masks[:, ::4, ::4], n_classes))
-    learn = Learner(DataLoaders(train, train, device=default_device()), OnFeatures(model, masks.shape[1:]), SegmentationLoss(model, weight),
-                    opt_func=adamw, cbs=TrainingProgress)
+    learn = Learner(
+        DataLoaders(train, train, device=default_device()),
+        OnFeatures(model, masks.shape[1:]),
+        SegmentationLoss(model, weight),
+        opt_func=adamw,
+        cbs=TrainingProgress,
+    )
     return fit(learn, TrainConfig(epochs=epochs, lr=lr, bs=bs), validate=False).model
 
 # %% ../../nbs/experiments/25_frozen_features.ipynb #f99f5431
 def run_frozen_head(
-    seed: int,             # of initial weights, order and mirroring
-    ds,                    # a `SegDataset`
-    size: tuple[int, int], # (H, W), pixels
-    model: str,            # name of the model whose head is trained
-    weights: str | Path = 'imagenet',   # of SqueezeNet: 'imagenet', or a safetensors file
+    seed: int,  # of initial weights, order and mirroring
+    ds,  # a `SegDataset`
+    size: tuple[int, int],  # (H, W), pixels
+    model: str,  # name of the model whose head is trained
+    weights: str | Path = 'imagenet',  # of SqueezeNet: 'imagenet', or a safetensors file
     folder: str | Path = '.cache/features',  # of the stored features
     splits: tuple[str, str] = ('train', 'val'),  # to train on, to score on
     head: dict | None = None,  # options of the head
-    **options,             # to `train_head`
+    **options,  # to `train_head`
 ) -> tuple[dict, np.ndarray]:  # metrics, (n, K, 3) counts
-    "Train a head on frozen SqueezeNet features of `ds` and score it, plain and with the present classes given away, and how well it knows them"
+    """Train a head on frozen SqueezeNet features of `ds` and score it, plain and with the present classes given
+    away, and how well it knows them"""
     set_seed(seed, reproducible=True)
     k = ds.info.n_classes
-    net = create_model(model, k, 'squeezenet1_0', backbone_options=dict(weights=weights), **(head or {})).to(default_device())
+    net = create_model(model, k, 'squeezenet1_0', backbone_options=dict(weights=weights), **(head or {})).to(
+        default_device()
+    )
     (maps, masks), (vmaps, vmasks) = (frozen_features(ds, s, size, net.backbone, folder) for s in splits)
     trained = train_head(net, maps, masks, k, **options)
     device = default_device()

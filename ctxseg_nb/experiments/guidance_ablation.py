@@ -4,26 +4,28 @@
 
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #0b30fa37
 from __future__ import annotations
+
 from dataclasses import replace
 from functools import partial
+
 import numpy as np
 import torch
-from torch import nn
 from fastai.basics import set_seed
-from .runner import Experiment, register_experiment
-from .suites import FROZEN_CLOTHES, GUIDED_HEAD, PHOTOS, SCENES, model_variant
-from .frozen_features import frozen_features, mean_average_precision, train_head
-from .crf_ablation import evaluate_edges, prefixed
+from torch import nn
+
 from ..core import as_plain_tensor
 from ..crf.guided import GuidanceCRF, fit_guidance_crf
 from ..data.dataloaders import scenes_dls
 from ..evaluation.sliding_window import Predictor
 from ..evaluation.tta import TTA_SCALES, LearnedEnsemble, ensemble, tta_predictions
-from ..models.encnet import presence_target
+from .crf_ablation import evaluate_edges, prefixed
+from .frozen_features import frozen_features, mean_average_precision, train_head
+from .runner import Experiment, register_experiment
+from .suites import FROZEN_CLOTHES, GUIDED_HEAD, PHOTOS, SCENES, model_variant
 from ..models.class_guidance import CRFWrapper, crf_batches, keep_classes, keep_true_classes
+from ..models.encnet import presence_target
 from ..training.config import TrainConfig
 from ..training.train import config_dataset, config_dls, config_model, fit_model, train
-
 
 # %% auto #0
 __all__ = ['TTAModel', 'add_guidance_crf', 'learned_tta', 'table3_models', 'table2_models', 'presence_of', 'two_stages',
@@ -32,9 +34,11 @@ __all__ = ['TTAModel', 'add_guidance_crf', 'learned_tta', 'table3_models', 'tabl
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #757ab8ca
 class TTAModel(nn.Module):
     "A model that sees three scales and their mirror images: images (B, 3, H, W) → scores (B, K, H, W) of the ensemble"
-    def __init__(self,
+
+    def __init__(
+        self,
         model: nn.Module,  # with `outputs`
-        how,               # scores of the views (n, B, K, H, W) → scores (B, K, H, W)
+        how,  # scores of the views (n, B, K, H, W) → scores (B, K, H, W)
     ):
         super().__init__()
         self.model, self.how = model, how
@@ -43,16 +47,17 @@ class TTAModel(nn.Module):
         s, g = tta_predictions(Predictor(self.model, TTA_SCALES, flip=True), x)
         return {'logits': self.how(s), 'class_logits': ensemble(g)}
 
-    def forward(self, x): return self.outputs(x)['logits']
+    def forward(self, x):
+        return self.outputs(x)['logits']
 
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #79f4d8a4
 def add_guidance_crf(
     model: nn.Module,  # stays as it is
-    batches: list,     # what the CRF is fitted to: as from `crf_batches`
-    form: str,         # of the compatibility: 'additive' or 'pairwise'
+    batches: list,  # what the CRF is fitted to: as from `crf_batches`
+    form: str,  # of the compatibility: 'additive' or 'pairwise'
     learn_lam: bool = True,  # is λ learnt?
     end_to_end: bool = False,  # fit through mean field, rather than by pieces?
-    radius: int = 8,   # of the windows, pixels
+    radius: int = 8,  # of the windows, pixels
 ) -> nn.Module:  # in evaluation mode
     "A guidance CRF on top of a model, fitted to batches"
     crf = GuidanceCRF(radius, form=form).to(batches[0][0].device)
@@ -60,10 +65,11 @@ def add_guidance_crf(
     fit_guidance_crf(crf, batches, end_to_end)
     return CRFWrapper(model, crf).eval()
 
+
 def learned_tta(
     net: nn.Module,
     batches: list,  # (images, masks), to learn from
-    over: str,      # what has weights of its own: 'views' or 'avgmax'
+    over: str,  # what has weights of its own: 'views' or 'avgmax'
 ) -> TTAModel:
     "A model seen at three scales and mirrored, whose six scores are combined with weights that are learnt"
     six = Predictor(net, TTA_SCALES, flip=True)
@@ -72,14 +78,19 @@ def learned_tta(
     how.fit(pairs)
     return TTAModel(net, how)
 
+
 def table3_models(
     net: nn.Module,
     batches: list,  # (images, masks), to fit to
 ) -> dict[str, nn.Module]:
     "The lines of table 3 above the branch"
     learnt = learned_tta(net, batches, 'views')
-    return dict(pairwise=add_guidance_crf(net, crf_batches(net, batches), 'pairwise'), learnt_candidates=learnt,
-                all=add_guidance_crf(learnt, crf_batches(learnt, batches), 'pairwise'))
+    return dict(
+        pairwise=add_guidance_crf(net, crf_batches(net, batches), 'pairwise'),
+        learnt_candidates=learnt,
+        all=add_guidance_crf(learnt, crf_batches(learnt, batches), 'pairwise'),
+    )
+
 
 def table2_models(
     net: nn.Module,
@@ -88,7 +99,10 @@ def table2_models(
     "Other forms of the CRF, and the other ways of table 2 to combine"
     seen = crf_batches(net, batches)
     found = dict(potts=add_guidance_crf(net, seen, 'additive', False), additive=add_guidance_crf(net, seen, 'additive'))
-    found |= {f'{form}_end_to_end': add_guidance_crf(net, seen[:1], form, end_to_end=True) for form in ('additive', 'pairwise')}
+    found |= {
+        f'{form}_end_to_end': add_guidance_crf(net, seen[:1], form, end_to_end=True)
+        for form in ('additive', 'pairwise')
+    }
     found |= {name: TTAModel(net, partial(ensemble, how=name)) for name in ('avg', 'max', 'avgmax')}
     return found | dict(learnt_avgmax=learned_tta(net, batches, 'avgmax'))
 
@@ -96,25 +110,36 @@ def table2_models(
 @torch.no_grad()
 def presence_of(model, dls):
     "Scores (n, K) of the classes in each validation picture, and which are there"
-    found = [(model.outputs(x.as_subclass(torch.Tensor))['class_logits'], presence_target(y.as_subclass(torch.Tensor), dls.info.n_classes)) for x, y in dls.valid]
+    found = [
+        (
+            model.outputs(x.as_subclass(torch.Tensor))['class_logits'],
+            presence_target(y.as_subclass(torch.Tensor), dls.info.n_classes),
+        )
+        for x, y in dls.valid
+    ]
     return [torch.cat(t) for t in zip(*found)]
 
+
 def two_stages(fcn, classifier):
-    "Images → logits of `fcn` with the classes struck out that `classifier` does not find (Shen & Zeng 2019, section 3.1)"
+    """Images → logits of `fcn` with the classes struck out that `classifier` does not find (Shen & Zeng 2019,
+    section 3.1)"""
     return lambda x: keep_classes(fcn(x), (classifier.outputs(x)['class_logits'] > 0).int())
+
 
 def score_models(
     net: nn.Module,  # the guided network
     fcn: nn.Module,  # the first of the two stages
     models: dict[str, nn.Module],  # of `table3_models` and `table2_models`
-    dls,             # `DataLoaders` with `info`
+    dls,  # `DataLoaders` with `info`
 ) -> dict:  # metrics
-    "Figures of two stages, of `models` on top of `net`, of the one named 'all' with the classes given away, and how well it knows the classes"
+    """Figures of two stages, of `models` on top of `net`, of the one named 'all' with the classes given away, and
+    how well it knows the classes"""
     metrics = prefixed('stages', evaluate_edges(two_stages(fcn, net), dls)[0])
     metrics |= prefixed('all_oracle', evaluate_edges(models['all'], dls, keep_true_classes)[0])
     for name, m in models.items():
         metrics |= prefixed(name, evaluate_edges(m, dls)[0])
-        if isinstance(m, CRFWrapper): metrics |= prefixed(name, {k: p.item() for k, p in m.crf.named_parameters()})
+        if isinstance(m, CRFWrapper):
+            metrics |= prefixed(name, {k: p.item() for k, p in m.crf.named_parameters()})
     scores, there = presence_of(net, dls)
     return metrics | dict(presence_map=mean_average_precision(scores, there.bool()))
 
@@ -123,7 +148,8 @@ def run_guidance(
     config: TrainConfig,
     n_more: int = 0,  # further scenes, to which all that comes after the network is fitted
 ) -> tuple[dict, np.ndarray]:  # metrics, (n, K, 3) counts
-    "A model on the embedded scenes, with the classes given away ('oracle_...'); with further scenes all models of tables 2 and 3, and two stages"
+    """A model on the embedded scenes, with the classes given away ('oracle_...'); with further scenes all models of
+    tables 2 and 3, and two stages"""
     learn = train(config, validate=False)
     net, dls = learn.model.eval(), learn.dls
     metrics, counts = evaluate_edges(net, dls)
@@ -137,29 +163,49 @@ def run_guidance(
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #a79c075b
 def run_guidance_on_photos(
     config: TrainConfig,
-    path: str,     # folder of the data set
+    path: str,  # folder of the data set
     weights: str,  # of the backbone
-    n_more: int,   # training photographs that are kept back from the networks, to fit what comes after
+    n_more: int,  # training photographs that are kept back from the networks, to fit what comes after
     folder: str = '.cache/features',  # of the stored features
 ) -> tuple[dict, np.ndarray]:  # metrics, (n, K, 3) counts
     "FCN ('fcn_...'), and a guided network with all models of table 3, on photographs"
     ds, config = config_dataset(config, path), replace(config, weights=str(weights))
     dls, more = config_dls(config, path), config_dls(replace(config, n_train=n_more), path)
     kept, n_classes = [p not in more.train_ds.items for p in ds.split('train')], ds.info.n_classes
+
     def network(config):
         set_seed(config.seed, reproducible=True)
         net = config_model(config, n_classes)
         maps, masks = frozen_features(ds, 'train', config.picture_size, net.backbone, folder)
         train_head(net, maps[kept], masks[kept], n_classes, epochs=config.epochs, lr=config.lr)
         return net.eval()
+
     fcn, net = network(replace(config, model='fcn', model_options={})), network(config)
     metrics, counts = evaluate_edges(net, dls)
     metrics |= prefixed('fcn', evaluate_edges(fcn, dls)[0])
-    for name, z in (('oracle', net), ('fcn_oracle', fcn)): metrics |= prefixed(name, evaluate_edges(z, dls, keep_true_classes)[0])
+    for name, z in (('oracle', net), ('fcn_oracle', fcn)):
+        metrics |= prefixed(name, evaluate_edges(z, dls, keep_true_classes)[0])
     return metrics | score_models(net, fcn, table3_models(net, list(more.train)), dls), counts
 
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #d4980900
-register_experiment(Experiment('guidance', 'Class guidance on the embedded scenes: classification branch, CRF, test-time augmentation, two stages, and the classes given away', run_guidance,
-    dict(fcn=model_variant('fcn'), guided=model_variant('guided', rate=1) | dict(n_more=48)), SCENES))
-register_experiment(Experiment('ccp-guidance', 'Class guidance on frozen SqueezeNet features of Clothing Co-Parsing: all of table 3', run_guidance_on_photos,
-    dict(guided=model_variant('guided', **GUIDED_HEAD)), replace(FROZEN_CLOTHES, bs=4), dict(n_more=12), needs=PHOTOS));
+register_experiment(
+    Experiment(
+        'guidance',
+        'Class guidance on the embedded scenes: classification branch, CRF, test-time augmentation, two stages, and '
+        'the classes given away',
+        run_guidance,
+        dict(fcn=model_variant('fcn'), guided=model_variant('guided', rate=1) | dict(n_more=48)),
+        SCENES,
+    )
+)
+register_experiment(
+    Experiment(
+        'ccp-guidance',
+        'Class guidance on frozen SqueezeNet features of Clothing Co-Parsing: all of table 3',
+        run_guidance_on_photos,
+        dict(guided=model_variant('guided', **GUIDED_HEAD)),
+        replace(FROZEN_CLOTHES, bs=4),
+        dict(n_more=12),
+        needs=PHOTOS,
+    )
+);

@@ -4,8 +4,10 @@
 
 # %% ../../nbs/experiments/61_recipes.ipynb #71ab7195
 from __future__ import annotations
+
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
+
 from ..core import unknown_name
 from ..evaluation.sliding_window import SCALES
 from ..training.config import Angle, Count, Factors, Limits, Momentum, Rate, Share, Size, varied
@@ -18,55 +20,75 @@ __all__ = ['DEFAULTS', 'CIFAR_DEFAULTS', 'PAPERS', 'RECIPES', 'Recipe', 'unspeci
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     "An experiment of a paper. What the paper does not say is None; `with_defaults` puts `DEFAULTS` there"
+
     # the experiment
-    name: str                        # paper/data/backbone/what is special
-    source: str                      # of the figures: table or section of the paper
-    miou: float | None = None        # mean IoU that the paper reports
-    pixel_acc: float | None = None   # pixel accuracy
-    mean_acc: float | None = None    # mean accuracy over classes
-    error: float | None = None       # top-1 error, of CIFAR-10
-    note: str = ''                   # what else must be known
-    data: str                        # as `open_dataset` knows it, or cifar10
+    name: str  # paper/data/backbone/what is special
+    source: str  # of the figures: table or section of the paper
+    miou: float | None = None  # mean IoU that the paper reports
+    pixel_acc: float | None = None  # pixel accuracy
+    mean_acc: float | None = None  # mean accuracy over classes
+    error: float | None = None  # top-1 error, of CIFAR-10
+    note: str = ''  # what else must be known
+    data: str  # as `open_dataset` knows it, or cifar10
     data_options: dict = field(default_factory=dict)  # to `open_dataset`
-    train_split: str = 'train'       # to train on
-    valid_split: str = 'val'         # to score on
+    train_split: str = 'train'  # to train on
+    valid_split: str = 'val'  # to score on
     # the network
-    model: str                       # as `create_model` knows it, 'refined', or one of `CIFAR_NETS`
+    model: str  # as `create_model` knows it, 'refined', or one of `CIFAR_NETS`
     model_options: dict = field(default_factory=dict)  # of the model
-    backbone: str | None = None      # as `create_backbone` knows it
+    backbone: str | None = None  # as `create_backbone` knows it
     output_stride: Annotated[int, Limits(1, 64)] = 8  # pixels between two cells of the last map of a backbone of timm
-    pretrained: bool = True          # begin with weights from ImageNet?
-    aux: bool = False                # an auxiliary FCN head on the stage before the last?
-    after: str | None = None         # recipe whose network this one begins with
+    pretrained: bool = True  # begin with weights from ImageNet?
+    aux: bool = False  # an auxiliary FCN head on the stage before the last?
+    after: str | None = None  # recipe whose network this one begins with
     # how it learns
     opt: Literal['sgd', 'adamw'] | None = None
-    lr: Rate | None = None           # of the backbone, at the start, or at the top of a cycle
-    head_lr: Rate | None = None      # of all layers that are new, as a multiple of `lr`
+    lr: Rate | None = None  # of the backbone, at the start, or at the top of a cycle
+    head_lr: Rate | None = None  # of all layers that are new, as a multiple of `lr`
     momentum: Momentum | None = None
     weight_decay: Share | None = None
     schedule: Literal['poly', 'cycle', 'cosine'] | None = None  # poly has power 0.9; cosine is that of CIFAR-10
     epochs: Annotated[int, Limits(0, 10**6)] | None = None  # passes over the pictures; 0: only score
-    bs: Count | None = None          # pictures in a step, over all processes
-    pairs_per_step: Annotated[int, Limits(1, 10**9)] | None = None  # pairs before an update of the pairwise networks, where they update asynchronously
+    bs: Count | None = None  # pictures in a step, over all processes
+    pairs_per_step: Annotated[int, Limits(1, 10**9)] | None = (
+        None  # pairs before an update of the pairwise networks, where they update asynchronously
+    )
     # how pictures are varied
-    crop: Size | None = None         # side, or (H, W), pixels
-    scale: Factors | None = None     # smallest and largest random factor of the size
-    rotate: Angle = 0.               # random angle up to which, degrees
-    flip: Share = 0.                 # probability that a picture is mirrored
-    jitter: Share | None = 0.        # change of colours, 0 to 1
+    crop: Size | None = None  # side, or (H, W), pixels
+    scale: Factors | None = None  # smallest and largest random factor of the size
+    rotate: Angle = 0.0  # random angle up to which, degrees
+    flip: Share = 0.0  # probability that a picture is mirrored
+    jitter: Share | None = 0.0  # change of colours, 0 to 1
     # how it is scored
-    scales: Annotated[tuple[float, ...], Limits(.01, 100)] | None = None  # of the picture
-    mirrors: bool | None = None      # the mirrored picture too?
-    side: Size | None = None         # at scale 1 the shorter side of the picture, or its (H, W); None: as it is
-    windows: bool = False            # look through windows as large as `crop`?
-    combine: Literal['prob', 'logit', 'avg', 'max', 'avgmax', 'learnt'] = 'prob'  # mean of probabilities or logits; of log-probabilities mean, maximum, both, or learnt weights
-    refine: Literal['dense', 'additive', 'pairwise'] | None = None  # scores by their picture: dense CRF, or a form of the guidance CRF
-    oracle: bool = False             # only the classes that are in the true mask?
+    scales: Annotated[tuple[float, ...], Limits(0.01, 100)] | None = None  # of the picture
+    mirrors: bool | None = None  # the mirrored picture too?
+    side: Size | None = None  # at scale 1 the shorter side of the picture, or its (H, W); None: as it is
+    windows: bool = False  # look through windows as large as `crop`?
+    combine: Literal['prob', 'logit', 'avg', 'max', 'avgmax', 'learnt'] = (
+        'prob'  # mean of probabilities or logits; of log-probabilities mean, maximum, both, or learnt weights
+    )
+    refine: Literal['dense', 'additive', 'pairwise'] | None = (
+        None  # scores by their picture: dense CRF, or a form of the guidance CRF
+    )
+    oracle: bool = False  # only the classes that are in the true mask?
 
 # %% ../../nbs/experiments/61_recipes.ipynb #c11da7dd
-DEFAULTS = dict(opt='sgd', lr=1e-3, head_lr=1., momentum=.9, weight_decay=1e-4, schedule='cycle', epochs=50, bs=16,
-                crop=480, scale=(.5, 2.), jitter=.5, scales=SCALES, mirrors=True)
-CIFAR_DEFAULTS = dict(lr=.1)  # of CIFAR-10: He et al. 2016
+DEFAULTS = dict(
+    opt='sgd',
+    lr=1e-3,
+    head_lr=1.0,
+    momentum=0.9,
+    weight_decay=1e-4,
+    schedule='cycle',
+    epochs=50,
+    bs=16,
+    crop=480,
+    scale=(0.5, 2.0),
+    jitter=0.5,
+    scales=SCALES,
+    mirrors=True,
+)
+CIFAR_DEFAULTS = dict(lr=0.1)  # of CIFAR-10: He et al. 2016
 
 # %% ../../nbs/experiments/61_recipes.ipynb #874f9747
 def unspecified_fields(
@@ -76,6 +98,7 @@ def unspecified_fields(
     defaults = DEFAULTS if r.data != 'cifar10' else CIFAR_DEFAULTS
     return {k: v for k, v in defaults.items() if getattr(r, k) is None}
 
+
 def with_defaults(
     r: Recipe,
 ) -> Recipe:
@@ -84,35 +107,104 @@ def with_defaults(
 
 # %% ../../nbs/experiments/61_recipes.ipynb #6a2f732c
 PAPERS = dict(
-    encnet=dict(model='encnet', momentum=.9, weight_decay=1e-4, schedule='poly', lr=1e-3, bs=16, scale=(.5, 2.), flip=.5, rotate=10., combine='logit', windows=True),
-    cfnet=dict(model='cfnet', opt='sgd', momentum=.9, weight_decay=1e-4, schedule='poly', bs=16, aux=True, scale=(.5, 2.), flip=.5,
-               scales=SCALES, mirrors=True, combine='logit', windows=True),
-    mcibi=dict(model='mcibi', schedule='poly', flip=.5, jitter=None),
-    deepcrf=dict(model='deepcrf', opt='sgd', lr=1e-4, head_lr=10., scale=(.7, 1.2), flip=.5, output_stride=16, scales=(1.,), mirrors=False, refine='dense', pairs_per_step=2000),
-    guidance=dict(model='guided', schedule='poly', crop=512, scale=(1., 1.), scales=(1.2, 1., .8), mirrors=True, combine='avg'))
+    encnet=dict(
+        model='encnet',
+        momentum=0.9,
+        weight_decay=1e-4,
+        schedule='poly',
+        lr=1e-3,
+        bs=16,
+        scale=(0.5, 2.0),
+        flip=0.5,
+        rotate=10.0,
+        combine='logit',
+        windows=True,
+    ),
+    cfnet=dict(
+        model='cfnet',
+        opt='sgd',
+        momentum=0.9,
+        weight_decay=1e-4,
+        schedule='poly',
+        bs=16,
+        aux=True,
+        scale=(0.5, 2.0),
+        flip=0.5,
+        scales=SCALES,
+        mirrors=True,
+        combine='logit',
+        windows=True,
+    ),
+    mcibi=dict(model='mcibi', schedule='poly', flip=0.5, jitter=None),
+    deepcrf=dict(
+        model='deepcrf',
+        opt='sgd',
+        lr=1e-4,
+        head_lr=10.0,
+        scale=(0.7, 1.2),
+        flip=0.5,
+        output_stride=16,
+        scales=(1.0,),
+        mirrors=False,
+        refine='dense',
+        pairs_per_step=2000,
+    ),
+    guidance=dict(
+        model='guided', schedule='poly', crop=512, scale=(1.0, 1.0), scales=(1.2, 1.0, 0.8), mirrors=True, combine='avg'
+    ),
+)
 
 # %% ../../nbs/experiments/61_recipes.ipynb #4bd55a54
 _ON = dict(
-    encnet=dict(pascal_context=dict(epochs=50), voc2012=dict(epochs=50), ade20k=dict(lr=.01, epochs=120), coco_objects=dict(lr=.01)),
-    cfnet=dict(pascal_context=dict(epochs=80), voc2012=dict(lr=1e-3, epochs=50), ade20k=dict(lr=4e-3, epochs=120),
-               cityscapes=dict(lr=4e-3, epochs=180, crop=768), coco_objects=dict(lr=4e-3, epochs=30)),
-    mcibi=dict(ade20k=dict(lr=.01, weight_decay=5e-4, crop=512, bs=16, epochs=130, side=512),
-               lip=dict(lr=.01, weight_decay=5e-4, crop=473, bs=32, epochs=150, side=(473, 473)),
-               cityscapes=dict(lr=.01, weight_decay=5e-4, crop=(512, 1024), bs=16, epochs=440, side=1024),
-               coco_stuff10k=dict(lr=1e-3, weight_decay=1e-4, crop=512, bs=16, epochs=110, side=512)))
-_ON['mcibi'] |= dict(coco_stuff164k=_ON['mcibi']['coco_stuff10k'], coco_stuff10k=_ON['mcibi']['coco_stuff10k'] | dict(valid_split='test'))
+    encnet=dict(
+        pascal_context=dict(epochs=50),
+        voc2012=dict(epochs=50),
+        ade20k=dict(lr=0.01, epochs=120),
+        coco_objects=dict(lr=0.01),
+    ),
+    cfnet=dict(
+        pascal_context=dict(epochs=80),
+        voc2012=dict(lr=1e-3, epochs=50),
+        ade20k=dict(lr=4e-3, epochs=120),
+        cityscapes=dict(lr=4e-3, epochs=180, crop=768),
+        coco_objects=dict(lr=4e-3, epochs=30),
+    ),
+    mcibi=dict(
+        ade20k=dict(lr=0.01, weight_decay=5e-4, crop=512, bs=16, epochs=130, side=512),
+        lip=dict(lr=0.01, weight_decay=5e-4, crop=473, bs=32, epochs=150, side=(473, 473)),
+        cityscapes=dict(lr=0.01, weight_decay=5e-4, crop=(512, 1024), bs=16, epochs=440, side=1024),
+        coco_stuff10k=dict(lr=1e-3, weight_decay=1e-4, crop=512, bs=16, epochs=110, side=512),
+    ),
+)
+_ON['mcibi'] |= dict(
+    coco_stuff164k=_ON['mcibi']['coco_stuff10k'], coco_stuff10k=_ON['mcibi']['coco_stuff10k'] | dict(valid_split='test')
+)
 
 # %% ../../nbs/experiments/61_recipes.ipynb #31d53008
-_WITH = dict(guidance=dict(vgg16=dict(lr=1e-5, momentum=.99, weight_decay=5e-4, bs=1), resnet101=dict(lr=.01, momentum=.9, weight_decay=1e-4, bs=16, output_stride=16)),
-             mcibi=dict(vit_large=dict(output_stride=16, windows=True)))
+_WITH = dict(
+    guidance=dict(
+        vgg16=dict(lr=1e-5, momentum=0.99, weight_decay=5e-4, bs=1),
+        resnet101=dict(lr=0.01, momentum=0.9, weight_decay=1e-4, bs=16, output_stride=16),
+    ),
+    mcibi=dict(vit_large=dict(output_stride=16, windows=True)),
+)
 
 # %% ../../nbs/experiments/61_recipes.ipynb #73ace50d
-_NETS = dict(resnet50='resnet50.tv_in1k', resnet101='resnet101.tv_in1k', resnest101='resnest101e.in1k', hrnet48='hrnet_w48.ms_in1k',
-             vit_large='vit_large_patch16_384.augreg_in21k_ft_in1k', vgg16='vgg16.tv_in1k')
-_OWN_NETS = dict(cfnet=dict(resnet50='resnet50s.gluon_in1k', resnet101='resnet101s.gluon_in1k'), deepcrf=dict(vgg16='vgg16_fc6'))
+_NETS = dict(
+    resnet50='resnet50.tv_in1k',
+    resnet101='resnet101.tv_in1k',
+    resnest101='resnest101e.in1k',
+    hrnet48='hrnet_w48.ms_in1k',
+    vit_large='vit_large_patch16_384.augreg_in21k_ft_in1k',
+    vgg16='vgg16.tv_in1k',
+)
+_OWN_NETS = dict(
+    cfnet=dict(resnet50='resnet50s.gluon_in1k', resnet101='resnet101s.gluon_in1k'), deepcrf=dict(vgg16='vgg16_fc6')
+)
 
 # %% ../../nbs/experiments/61_recipes.ipynb #72296732
 RECIPES: dict[str, Recipe] = {}
+
 
 def _add(name, source, miou=None, pixel_acc=None, **own):
     "Put an experiment on the table: what its paper, its data set and its backbone have in common, and what is its own"
@@ -120,32 +212,52 @@ def _add(name, source, miou=None, pixel_acc=None, **own):
     shared = [PAPERS[paper], _ON.get(paper, {}).get(data, {}), _WITH.get(paper, {}).get(net, {}), own]
     values = {k: v for part in shared for k, v in part.items()}
     backbone = (_NETS | _OWN_NETS.get(paper, {}))[net]
-    RECIPES[name] = Recipe(**dict(name=name, source=source, miou=miou, pixel_acc=pixel_acc, data=data, backbone=backbone) | values)
+    RECIPES[name] = Recipe(
+        **dict(name=name, source=source, miou=miou, pixel_acc=pixel_acc, data=data, backbone=backbone) | values
+    )
 
 # %% ../../nbs/experiments/61_recipes.ipynb #b2116f1d
 def _again(name, what, source, miou=None, pixel_acc=None, **own):
     "The network of recipe `name`, scored in another way"
     old = replace(RECIPES[name], note='', mean_acc=None)
-    RECIPES[f'{name}/{what}'] = replace(old, name=f'{name}/{what}', source=source, miou=miou, pixel_acc=pixel_acc, epochs=0, after=name, **own)
+    RECIPES[f'{name}/{what}'] = replace(
+        old, name=f'{name}/{what}', source=source, miou=miou, pixel_acc=pixel_acc, epochs=0, after=name, **own
+    )
 
 # %% ../../nbs/experiments/61_recipes.ipynb #f2cda0ca
-_add('encnet/pascal_context/resnet50/fcn', 'Table 1', 41.0, 73.4, model='fcn', scales=(1.,), mirrors=False)
-_add('encnet/pascal_context/resnet50/encoding', 'Table 1', 47.6, 78.1, model_options=dict(se_weight=0), scales=(1.,), mirrors=False)
-_add('encnet/pascal_context/resnet50', 'Table 1', 49.2, 79.4, scales=(1.,), mirrors=False)
-_add('encnet/pascal_context/resnet101', 'Table 1', 51.7, 80.4, scales=(1.,), mirrors=False)
+_add('encnet/pascal_context/resnet50/fcn', 'Table 1', 41.0, 73.4, model='fcn', scales=(1.0,), mirrors=False)
+_add(
+    'encnet/pascal_context/resnet50/encoding',
+    'Table 1',
+    47.6,
+    78.1,
+    model_options=dict(se_weight=0),
+    scales=(1.0,),
+    mirrors=False,
+)
+_add('encnet/pascal_context/resnet50', 'Table 1', 49.2, 79.4, scales=(1.0,), mirrors=False)
+_add('encnet/pascal_context/resnet101', 'Table 1', 51.7, 80.4, scales=(1.0,), mirrors=False)
 _again('encnet/pascal_context/resnet101', 'scales', 'Table 1', 52.6, 81.2, scales=None, mirrors=None)
 _add('encnet/pascal_context/resnet101/60', 'Table 2', 51.7, data_options=dict(n_classes=60))
 
 # %% ../../nbs/experiments/61_recipes.ipynb #507b76c4
 _SERVER = 'the figure is that of the test server; val, which is scored here, was trained on'
 
+
 def _voc(paper, net, source, miou, miou_coco, **own):
     "The stages of a paper on VOC 2012, without COCO and with it"
     _add(f'{paper}/coco_objects/{net}/voc', source, data_options=dict(classes='voc', min_labelled=1000), **own)
     for coco, figure in (('', miou), ('/coco', miou_coco)):
         name = f'{paper}/voc2012/{net}{coco}'
-        _add(f'{name}/aug', source, train_split='trainvalaug', after=f'{paper}/coco_objects/{net}/voc' if coco else None, **own)
+        _add(
+            f'{name}/aug',
+            source,
+            train_split='trainvalaug',
+            after=f'{paper}/coco_objects/{net}/voc' if coco else None,
+            **own,
+        )
         _add(name, source, figure, after=f'{name}/aug', note=_SERVER, **own)
+
 
 _voc('encnet', 'resnet101', 'Table 3', 82.9, 85.9)
 
@@ -153,14 +265,44 @@ _voc('encnet', 'resnet101', 'Table 3', 82.9, 85.9)
 _add('encnet/ade20k/resnet50/fcn', 'Table 4', 34.38, 74.57, model='fcn')
 _add('encnet/ade20k/resnet50', 'Table 4', 41.11, 79.73)
 _add('encnet/ade20k/resnet101', 'Table 4', 44.65, 81.69)
-_add('encnet/ade20k/resnet101/trainval', 'Table 5', train_split='trainval', epochs=20, after='encnet/ade20k/resnet101',
-     note='the test server gave a final score of 55.67; val, which is scored here, was trained on')
+_add(
+    'encnet/ade20k/resnet101/trainval',
+    'Table 5',
+    train_split='trainval',
+    epochs=20,
+    after='encnet/ade20k/resnet101',
+    note='the test server gave a final score of 55.67; val, which is scored here, was trained on',
+)
 
 # %% ../../nbs/experiments/61_recipes.ipynb #76c4b13a
-for name, error, model, width, n_codes in (('resnet64d', 4.93, 'resnet', 64, 0), ('seresnet64d', 4.65, 'seresnet', 64, 0),
-                                         ('16k64d', 3.96, 'encnet', 64, 16), ('32k128d', 3.45, 'encnet', 128, 32)):
-    RECIPES[f'encnet/cifar10/{name}'] = Recipe(name=f'encnet/cifar10/{name}', source='Table 6', error=error, data='cifar10', valid_split='test', model=model, pretrained=False,
-        model_options=dict(n_codes=n_codes, width=width), opt='sgd', momentum=.9, weight_decay=5e-4, schedule='cosine', epochs=600, bs=128, crop=32, flip=.5, head_lr=1., scale=(1., 1.), scales=(1.,), mirrors=False)
+for name, error, model, width, n_codes in (
+    ('resnet64d', 4.93, 'resnet', 64, 0),
+    ('seresnet64d', 4.65, 'seresnet', 64, 0),
+    ('16k64d', 3.96, 'encnet', 64, 16),
+    ('32k128d', 3.45, 'encnet', 128, 32),
+):
+    RECIPES[f'encnet/cifar10/{name}'] = Recipe(
+        name=f'encnet/cifar10/{name}',
+        source='Table 6',
+        error=error,
+        data='cifar10',
+        valid_split='test',
+        model=model,
+        pretrained=False,
+        model_options=dict(n_codes=n_codes, width=width),
+        opt='sgd',
+        momentum=0.9,
+        weight_decay=5e-4,
+        schedule='cosine',
+        epochs=600,
+        bs=128,
+        crop=32,
+        flip=0.5,
+        head_lr=1.0,
+        scale=(1.0, 1.0),
+        scales=(1.0,),
+        mirrors=False,
+    )
 
 # %% ../../nbs/experiments/61_recipes.ipynb #69e3e56e
 _MIX = dict(n_mix=4, n_heads=2)
@@ -170,13 +312,28 @@ _add('cfnet/pascal_context/resnet50/pooling', 'Table 2', 51.6, 79.3, model_optio
 _add('cfnet/pascal_context/resnet50', 'Table 2', 52.4, 79.8, model_options=_MIX | dict(encoding=True))
 _add('cfnet/pascal_context/resnet101', 'Table 2', 54.9, 81.1, model_options=_MIX | dict(encoding=True))
 for net, miou in (('resnet50', 51.5), ('resnet101', 54.0)):
-    _add(f'cfnet/pascal_context/{net}/60', 'Table 4', miou, data_options=dict(n_classes=60), model_options=_MIX | dict(encoding=True))
+    _add(
+        f'cfnet/pascal_context/{net}/60',
+        'Table 4',
+        miou,
+        data_options=dict(n_classes=60),
+        model_options=_MIX | dict(encoding=True),
+    )
 
 # %% ../../nbs/experiments/61_recipes.ipynb #6bdc1eae
-_MIXTURES = {(1, 1): (49.4, 77.1), (2, 1): (51.6, 79.3), (4, 1): (51.8, 79.5), (1, 2): (49.4, 77.9), (2, 2): (51.8, 79.4), (4, 2): (51.6, 79.3),
-             (1, 4): (51.2, 79.2), (2, 4): (52.1, 79.6)}  # (K, H) → mIoU, pixel accuracy
+_MIXTURES = {
+    (1, 1): (49.4, 77.1),
+    (2, 1): (51.6, 79.3),
+    (4, 1): (51.8, 79.5),
+    (1, 2): (49.4, 77.9),
+    (2, 2): (51.8, 79.4),
+    (4, 2): (51.6, 79.3),
+    (1, 4): (51.2, 79.2),
+    (2, 4): (52.1, 79.6),
+}  # (K, H) → mIoU, pixel accuracy
 for (K, H), figures in _MIXTURES.items():
-    if (K, H) != (4, 2): _add(f'cfnet/pascal_context/resnet50/K{K}H{H}', 'Table 3', *figures, model_options=dict(n_mix=K, n_heads=H))
+    if (K, H) != (4, 2):
+        _add(f'cfnet/pascal_context/resnet50/K{K}H{H}', 'Table 3', *figures, model_options=dict(n_mix=K, n_heads=H))
 
 # %% ../../nbs/experiments/61_recipes.ipynb #619972a7
 _BEST = dict(n_mix=2, n_heads=4, encoding=True)
@@ -185,50 +342,98 @@ _add('cfnet/ade20k/resnet50/fcn', 'Table 6', 39.28, model='fcn')
 _add('cfnet/ade20k/resnet50', 'Table 6', 42.87, model_options=_BEST)
 _add('cfnet/ade20k/resnet101', 'Table 6', 44.89, model_options=_BEST)
 _add('cfnet/cityscapes/resnet101', 'section 4.5', 79.56, model_options=_BEST)
-_add('cfnet/cityscapes/resnet101/trainval', 'section 4.5', 79.60, model_options=_BEST, train_split='trainval', note=_SERVER)
+_add(
+    'cfnet/cityscapes/resnet101/trainval',
+    'section 4.5',
+    79.60,
+    model_options=_BEST,
+    train_split='trainval',
+    note=_SERVER,
+)
 
 # %% ../../nbs/experiments/61_recipes.ipynb #7d1f4aec
 _HOSTS = 'fcn', 'pspnet', 'ocrnet', 'deeplabv3'
-_TABLE5 = dict(ade20k=(36.96, 42.84, 42.64, 43.77, 42.47, 43.34, 43.19, 44.34), cityscapes=(75.16, 78.50, 79.05, 79.90, 79.40, 79.98, 80.57, 81.14),
-               lip=(48.63, 51.07, 51.94, 52.84, 52.25, 52.80, 52.35, 53.52), coco_stuff164k=(35.11, 39.95, 41.01, 41.80, 40.57, 41.10, 41.86, 42.08))
+_TABLE5 = dict(
+    ade20k=(36.96, 42.84, 42.64, 43.77, 42.47, 43.34, 43.19, 44.34),
+    cityscapes=(75.16, 78.50, 79.05, 79.90, 79.40, 79.98, 80.57, 81.14),
+    lip=(48.63, 51.07, 51.94, 52.84, 52.25, 52.80, 52.35, 53.52),
+    coco_stuff164k=(35.11, 39.95, 41.01, 41.80, 40.57, 41.10, 41.86, 42.08),
+)
 for data, figures in _TABLE5.items():
     for host, alone, memory in zip(_HOSTS, figures[::2], figures[1::2]):
-        _add(f'mcibi/{data}/resnet50/{host}', 'Table 5', alone, model=host, scales=(1.,), mirrors=False)
-        _add(f'mcibi/{data}/resnet50/{host}+mcibi', 'Table 5', memory, model_options=dict(host=host), scales=(1.,), mirrors=False)
+        _add(f'mcibi/{data}/resnet50/{host}', 'Table 5', alone, model=host, scales=(1.0,), mirrors=False)
+        _add(
+            f'mcibi/{data}/resnet50/{host}+mcibi',
+            'Table 5',
+            memory,
+            model_options=dict(host=host),
+            scales=(1.0,),
+            mirrors=False,
+        )
 
 # %% ../../nbs/experiments/61_recipes.ipynb #17d5218b
-_MEMORIES = dict(add=('Table 1', 40.99, dict(fuse='add', beta=0)), weighted=('Table 1', 41.17, dict(fuse='weighted', beta=0)),
-    concat=('Tables 1 and 2', 42.18, dict(beta=0)), cosine=('Table 2', 41.77, dict(poly=False, beta=0)), poly=('Table 2', 41.95, dict(strategy='mean', beta=0)),
-    clustering=('Table 2', 42.20, dict(init='clustering', beta=0)), clustering_rcl=('Table 2', 42.75, dict(init='clustering')))
+_MEMORIES = dict(
+    add=('Table 1', 40.99, dict(fuse='add', beta=0)),
+    weighted=('Table 1', 41.17, dict(fuse='weighted', beta=0)),
+    concat=('Tables 1 and 2', 42.18, dict(beta=0)),
+    cosine=('Table 2', 41.77, dict(poly=False, beta=0)),
+    poly=('Table 2', 41.95, dict(strategy='mean', beta=0)),
+    clustering=('Table 2', 42.20, dict(init='clustering', beta=0)),
+    clustering_rcl=('Table 2', 42.75, dict(init='clustering')),
+)
 for name, (source, miou, options) in _MEMORIES.items():
-    _add(f'mcibi/ade20k/resnet50/{name}', source, miou, model_options=options, scales=(1.,), mirrors=False)
+    _add(f'mcibi/ade20k/resnet50/{name}', source, miou, model_options=options, scales=(1.0,), mirrors=False)
 
 # %% ../../nbs/experiments/61_recipes.ipynb #6acf59aa
 for host, miou in {'fcn': 27.20, 'deeplabv3': 27.02, 'fcn+mcibi': 27.57, 'deeplabv3+mcibi': 27.89}.items():
     _again(f'mcibi/lip/resnet50/{host}', 'cihp', 'Table 4', miou, data='cihp')
 
 # %% ../../nbs/experiments/61_recipes.ipynb #1f620574
-_STATE_OF_THE_ART = {('Table 6', 'ade20k'): dict(resnet50=45.95, resnet101=47.22, resnest101=47.36, vit_large=50.80),
+_STATE_OF_THE_ART = {
+    ('Table 6', 'ade20k'): dict(resnet50=45.95, resnet101=47.22, resnest101=47.36, vit_large=50.80),
     ('Table 7', 'lip'): dict(resnet50=54.08, resnet101=55.42, resnest101=56.34, hrnet48=56.99),
     ('Table 8', 'cityscapes'): dict(resnet50=79.90, resnet101=82.03, resnest101=81.59, hrnet48=82.55),
-    ('Table 9', 'coco_stuff10k'): dict(resnet50=39.68, resnet101=41.49, resnest101=42.15, vit_large=44.89)}
+    ('Table 9', 'coco_stuff10k'): dict(resnet50=39.68, resnet101=41.49, resnest101=42.15, vit_large=44.89),
+}
 for (source, data), figures in _STATE_OF_THE_ART.items():
     for net, miou in figures.items():
-        _add(f'mcibi/{data}/{net}', source, miou, model_options=dict(host='deeplabv3'), note='the figure is that of the test server' if data == 'cityscapes' else '')
+        _add(
+            f'mcibi/{data}/{net}',
+            source,
+            miou,
+            model_options=dict(host='deeplabv3'),
+            note='the figure is that of the test server' if data == 'cityscapes' else '',
+        )
 
 # %% ../../nbs/experiments/61_recipes.ipynb #84974570
 _FULL = dict(relations=('surrounding', 'above'))
-_STEPS = dict(fcn=(30.5, 61.5, 43.2, dict(relations=(), scales=(1.,), windows=())), pooling=(32.4, 63.5, 45.3, dict(relations=(), scales=(1.,))),
-              unary=(37.0, 67.0, 50.1, dict(relations=())))
+_STEPS = dict(
+    fcn=(30.5, 61.5, 43.2, dict(relations=(), scales=(1.0,), windows=())),
+    pooling=(32.4, 63.5, 45.3, dict(relations=(), scales=(1.0,))),
+    unary=(37.0, 67.0, 50.1, dict(relations=())),
+)
 for name, (miou, pixel, mean, options) in _STEPS.items():
-    _add(f'deepcrf/nyudv2/vgg16/{name}', 'Table 2', miou, pixel, mean_acc=mean, model_options=options, refine=None, pairs_per_step=None)
+    _add(
+        f'deepcrf/nyudv2/vgg16/{name}',
+        'Table 2',
+        miou,
+        pixel,
+        mean_acc=mean,
+        model_options=options,
+        refine=None,
+        pairs_per_step=None,
+    )
 _again('deepcrf/nyudv2/vgg16/unary', 'dense', 'Table 2', 38.3, 68.5, mean_acc=50.9, refine='dense')
 _add('deepcrf/nyudv2/vgg16/surrounding', 'Table 3', 38.9, model_options=dict(relations=('surrounding',)), refine=None)
 _add('deepcrf/nyudv2/vgg16', 'Tables 1 and 2', 40.6, 70.0, mean_acc=53.6, model_options=_FULL)
 
 # %% ../../nbs/experiments/61_recipes.ipynb #d0d01c52
-_WHERE = dict(pascal_context=('Table 6', 43.3, 71.5, 53.9, dict(n_classes=60)), sunrgbd=('Table 7', 42.3, 78.4, 53.4, {}),
-              siftflow=('Table 9', 44.9, 88.1, 53.4, dict(upscale=2)), kitti=('Table 10', 68.5, 93.3, 74.5, {}))
+_WHERE = dict(
+    pascal_context=('Table 6', 43.3, 71.5, 53.9, dict(n_classes=60)),
+    sunrgbd=('Table 7', 42.3, 78.4, 53.4, {}),
+    siftflow=('Table 9', 44.9, 88.1, 53.4, dict(upscale=2)),
+    kitti=('Table 10', 68.5, 93.3, 74.5, {}),
+)
 for data, (source, miou, pixel, mean, options) in _WHERE.items():
     _add(f'deepcrf/{data}/vgg16', source, miou, pixel, mean_acc=mean, data_options=options, model_options=_FULL)
 
@@ -236,24 +441,69 @@ for data, (source, miou, pixel, mean, options) in _WHERE.items():
 def _sharpen(name, source, miou, pixel_acc=None, stride=2, **own):
     "The learnt refinement of figure 12 on the network of recipe `name`"
     old = RECIPES[name]
-    RECIPES[f'{name}/refined'] = replace(old, name=f'{name}/refined', source=source, miou=miou, pixel_acc=pixel_acc, mean_acc=own.pop('mean_acc', None),
-                                         after=name, model='refined', model_options=dict(stride=stride), backbone=_NETS['vgg16'], pairs_per_step=None, **own)
+    RECIPES[f'{name}/refined'] = replace(
+        old,
+        name=f'{name}/refined',
+        source=source,
+        miou=miou,
+        pixel_acc=pixel_acc,
+        mean_acc=own.pop('mean_acc', None),
+        after=name,
+        model='refined',
+        model_options=dict(stride=stride),
+        backbone=_NETS['vgg16'],
+        pairs_per_step=None,
+        **own,
+    )
 
 # %% ../../nbs/experiments/61_recipes.ipynb #c20b22c2
-_OBJECTS, _TEST = dict(valid_split='test', data_options=dict(min_region=200, n_test=2599)), 'the figure is that of the test server'
+_OBJECTS, _TEST = (
+    dict(valid_split='test', data_options=dict(min_region=200, n_test=2599)),
+    'the figure is that of the test server',
+)
 _add('deepcrf/voc2012/vgg16', 'Table 4', 75.3, train_split='trainaug', model_options=_FULL, note=_TEST)
 _add('deepcrf/coco_objects/vgg16/voc', 'section 9.2', data_options=dict(classes='voc'), model_options=_FULL)
-_add('deepcrf/voc2012/vgg16/coco', 'section 9.2', 77.2, train_split='trainaug', model_options=_FULL, after='deepcrf/coco_objects/vgg16/voc', note=_TEST)
+_add(
+    'deepcrf/voc2012/vgg16/coco',
+    'section 9.2',
+    77.2,
+    train_split='trainaug',
+    model_options=_FULL,
+    after='deepcrf/coco_objects/vgg16/voc',
+    note=_TEST,
+)
 _sharpen('deepcrf/voc2012/vgg16/coco', 'Table 4', 77.8)
 _add('deepcrf/cityscapes/vgg16', 'section 9.3', model_options=_FULL)
 _sharpen('deepcrf/cityscapes/vgg16', 'Table 5', 71.6, stride=4, note=_TEST)
-_add('deepcrf/coco_objects/vgg16/fcn', 'Table 8', 37.2, 84.2, mean_acc=56.9, model_options=_STEPS['fcn'][3], refine=None, pairs_per_step=None, **_OBJECTS)
+_add(
+    'deepcrf/coco_objects/vgg16/fcn',
+    'Table 8',
+    37.2,
+    84.2,
+    mean_acc=56.9,
+    model_options=_STEPS['fcn'][3],
+    refine=None,
+    pairs_per_step=None,
+    **_OBJECTS,
+)
 _sharpen('deepcrf/coco_objects/vgg16/fcn', 'Table 8', 41.3, 86.7, mean_acc=55.0)
 _add('deepcrf/coco_objects/vgg16', 'Table 8', 46.8, 88.3, mean_acc=58.7, model_options=_FULL, **_OBJECTS)
-_add('deepcrf/kitti/vgg16/coco', 'Table 10', 70.3, 94.3, mean_acc=75.9, model_options=_FULL, after='deepcrf/coco_objects/vgg16')
+_add(
+    'deepcrf/kitti/vgg16/coco',
+    'Table 10',
+    70.3,
+    94.3,
+    mean_acc=75.9,
+    model_options=_FULL,
+    after='deepcrf/coco_objects/vgg16',
+)
 
 # %% ../../nbs/experiments/61_recipes.ipynb #e9d3c122
-_BRANCH, _DEEPLAB = dict(width=1024, fc=4096, joint=512), dict(model='fcn', model_options=dict(width=1024, dilations=(12, 1)))
+_BRANCH, _DEEPLAB = (
+    dict(width=1024, fc=4096, joint=512),
+    dict(model='fcn', model_options=dict(width=1024, dilations=(12, 1))),
+)
+
 
 def _guided(net, what, source, miou, pixel_acc=None, **own):
     "COCO, VOC with SBD, VOC"
@@ -273,41 +523,67 @@ _guided('resnet101', '', 'Table 3', 77.71, model_options=_BRANCH)
 for net, figures in dict(vgg16=(75.89, 75.99, 79.58), resnet101=(78.12, 81.32, 83.21)).items():
     _again(f'guidance/voc2012/{net}', 'field', 'Table 3', figures[0], refine='additive')
     _again(f'guidance/voc2012/{net}', 'field+learnt', 'Table 3', figures[1], refine='additive', combine='learnt')
-    _again(f'guidance/voc2012/{net}', 'field+oracle', 'Table 3', figures[2], refine='additive', combine='learnt', oracle=True)
+    _again(
+        f'guidance/voc2012/{net}',
+        'field+oracle',
+        'Table 3',
+        figures[2],
+        refine='additive',
+        combine='learnt',
+        oracle=True,
+    )
 
 # %% ../../nbs/experiments/61_recipes.ipynb #a60b7bfb
 for data, miou in dict(cityscapes=81.4, ade20k=35.5).items():
-    _add(f'guidance/{data}/resnet101', 'Table 4', miou, model_options=_BRANCH, refine='additive', combine='learnt', note='the figure is that of the test server, or of val')
+    _add(
+        f'guidance/{data}/resnet101',
+        'Table 4',
+        miou,
+        model_options=_BRANCH,
+        refine='additive',
+        combine='learnt',
+        note='the figure is that of the test server, or of val',
+    )
 
 # %% ../../nbs/experiments/61_recipes.ipynb #7a9ece2a
 def _short(v):
     "A value in few letters"
-    if isinstance(v, tuple): return '×'.join(map(_short, v)) if len(v) < 3 else f'{v[0]}–{v[-1]}'
+    if isinstance(v, tuple):
+        return '×'.join(map(_short, v)) if len(v) < 3 else f'{v[0]}–{v[-1]}'
     return '' if v is None else str(v)
 
+
 _COLUMNS = dict(source=16, miou=7, pixel_acc=11, mean_acc=10, error=7, lr=8, epochs=8, bs=7, crop=10, scales=10)
+
 
 def print_recipes(
     start: str = '',  # names begin so
 ):
     "A line for each recipe, or `ValueError`: source, figures, training. Empty is what the paper does not say"
-    if not any(name.startswith(start) for name in RECIPES): raise ValueError(f'no recipe begins with {start!r}; there are {", ".join(PAPERS)}')
+    if not any(name.startswith(start) for name in RECIPES):
+        raise ValueError(f'no recipe begins with {start!r}; there are {", ".join(PAPERS)}')
     print(f'{"recipe":45}  ' + ''.join(f'{k:>{w}}' for k, w in _COLUMNS.items()))
     for name, r in RECIPES.items():
-        if name.startswith(start): print(f'{name:45}  ' + ''.join(f'{_short(getattr(r, k)):>{w}}' for k, w in _COLUMNS.items()))
+        if name.startswith(start):
+            print(f'{name:45}  ' + ''.join(f'{_short(getattr(r, k)):>{w}}' for k, w in _COLUMNS.items()))
 
 # %% ../../nbs/experiments/61_recipes.ipynb #2b9a3291
 def recipe(
-    name: str,    # one of `RECIPES`
+    name: str,  # one of `RECIPES`
     /,
-    **overrides,  # field → value, or the word for it; a dictionary changes the entries that it has; another model begins without options
+    **overrides,  # field → value, or its text; a dictionary changes its own entries; another model has no options
 ) -> Recipe:
     "A recipe of a paper, varied. Raises `ValueError` with the closest names, all fields, or what a field expects"
-    if name not in RECIPES: raise unknown_name('recipe', name, RECIPES)
+    if name not in RECIPES:
+        raise unknown_name('recipe', name, RECIPES)
     r = RECIPES[name]
-    if 'name' in overrides: raise ValueError(f"Recipe has no field 'name' that can be changed; there are {', '.join(list(vars(r))[1:])}")
-    if 'model' in overrides: r = replace(r, model_options={})   # those are of the other one
+    if 'name' in overrides:
+        raise ValueError(f"Recipe has no field 'name' that can be changed; there are {', '.join(list(vars(r))[1:])}")
+    if 'model' in overrides:
+        r = replace(r, model_options={})  # those are of the other one
     r = varied(r, **overrides)
-    if r.scale and r.scale[0] > r.scale[1]: raise ValueError(f'scale: expected two numbers, the smaller first, found {overrides["scale"]}')
-    if r.epochs == 0 and not r.after: raise ValueError(f'epochs: expected 1 or more, as {name} trains a network, found 0')
+    if r.scale and r.scale[0] > r.scale[1]:
+        raise ValueError(f'scale: expected two numbers, the smaller first, found {overrides["scale"]}')
+    if r.epochs == 0 and not r.after:
+        raise ValueError(f'epochs: expected 1 or more, as {name} trains a network, found 0')
     return r

@@ -4,12 +4,17 @@
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #13fd5286
 from __future__ import annotations
+
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
-import numpy as np, torch, torch.nn.functional as F
-from fastai.vision.all import *
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fastai.vision.all import DataLoaders, Learner, rank_distrib, set_seed
 from safetensors.torch import save
+from torch import nn
 
 # %% auto #0
 __all__ = ['PHOTO_CRF', 'REPORTED_METRICS', 'recipe_config', 'recipe_model', 'recipe_dls', 'recipe_predictor', 'score',
@@ -26,30 +31,51 @@ from .recipes import RECIPES, Recipe, recipe, unspecified_fields, with_defaults
 from .runner import environment
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #e135ac16
+from ..evaluation.evaluator import evaluate
+from ..evaluation.metrics import compute_metrics
 from ..models.backbones import BACKBONES, create_backbone
 from ..models.class_guidance import CRFWrapper, keep_true_classes
 from ..models.deepcrf import deepcrf
 from ..models.refinement import refinement_net
-from ..evaluation.evaluator import evaluate
-from ..evaluation.metrics import compute_metrics
 from ..models.segmentor import load_segmentor, save_segmentor
 from ..training.config import TrainConfig
-from ..training.train import StopAfter, config_backbone, config_dls, config_learner, config_model, fit, load_matching_weights, train
+from ctxseg_nb.training.train import (
+    StopAfter,
+    config_backbone,
+    config_dls,
+    config_learner,
+    config_model,
+    fit,
+    load_matching_weights,
+    train,
+)
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #d6dabe90
 _FITTED_CRFS = 'additive', 'pairwise'  # refinements that have weights to fit
-def _learns(r): return bool(r.epochs or r.combine == 'learnt' or r.refine in _FITTED_CRFS)
+
+
+def _learns(r):
+    return bool(r.epochs or r.combine == 'learnt' or r.refine in _FITTED_CRFS)
+
 
 def recipe_config(
     r: Recipe,
     seed: int = 0,  # of weights, order and augmentation
 ) -> TrainConfig:
-    "The training of a recipe. One without epochs is only scored: its configuration says what the pictures and the network are"
+    """The training of a recipe. One without epochs is only scored: its configuration says what the pictures and the
+    network are"""
     r = with_defaults(r)
     values = {f.name: getattr(r, f.name) for f in fields(TrainConfig) if hasattr(r, f.name)}
-    values |= dict(epochs=max(r.epochs, 1), train_split=r.train_split if _learns(r) else r.valid_split, class_weights=None, seed=seed)
-    if r.pretrained and r.backbone != 'tiny': values['weights'] = 'imagenet'   # of tiny there are none
-    if r.backbone not in BACKBONES: values['backbone_options'] = dict(output_stride=r.output_stride)
+    values |= dict(
+        epochs=max(r.epochs, 1),
+        train_split=r.train_split if _learns(r) else r.valid_split,
+        class_weights=None,
+        seed=seed,
+    )
+    if r.pretrained and r.backbone != 'tiny':
+        values['weights'] = 'imagenet'  # of tiny there are none
+    if r.backbone not in BACKBONES:
+        values['backbone_options'] = dict(output_stride=r.output_stride)
     return TrainConfig(**values)
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #a540dab6
@@ -62,10 +88,15 @@ def recipe_model(
     config = recipe_config(r)
     if r.model == 'refined':
         coarse = load_segmentor(start)[0] if start else recipe_model(recipe(r.after, pretrained=False), n_classes)
-        return refinement_net(coarse, create_backbone(r.backbone, **config_backbone(config)), n_classes, **r.model_options)
-    if r.model != 'deepcrf': return config_model(config, n_classes)
-    try: return deepcrf(n_classes, r.backbone, backbone_options=config_backbone(config), aux=r.aux, **r.model_options)
-    except TypeError as e: raise ValueError(f'{r.name}: the options {r.model_options} do not fit the model {r.model} ({e})') from e
+        return refinement_net(
+            coarse, create_backbone(r.backbone, **config_backbone(config)), n_classes, **r.model_options
+        )
+    if r.model != 'deepcrf':
+        return config_model(config, n_classes)
+    try:
+        return deepcrf(n_classes, r.backbone, backbone_options=config_backbone(config), aux=r.aux, **r.model_options)
+    except TypeError as e:
+        raise ValueError(f'{r.name}: the options {r.model_options} do not fit the model {r.model} ({e})') from e
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #b4aabd02
 def recipe_dls(
@@ -78,13 +109,22 @@ def recipe_dls(
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #da1a2445
 def recipe_predictor(
-    r: Recipe,         # filled
+    r: Recipe,  # filled
     model: nn.Module,
     flip_labels: tuple[int, ...] | None = None,  # of the data set
 ) -> Predictor:
     "How a recipe asks a network about pictures"
-    return Predictor(model, r.scales, r.mirrors, size=r.side, crop=r.crop if r.windows else None, fill=r.windows,
-                     average='prob' if r.combine == 'prob' else 'logit', flip_labels=flip_labels)
+    return Predictor(
+        model,
+        r.scales,
+        r.mirrors,
+        size=r.side,
+        crop=r.crop if r.windows else None,
+        fill=r.windows,
+        average='prob' if r.combine == 'prob' else 'logit',
+        flip_labels=flip_labels,
+    )
+
 
 def _scores(r, predictor, x, how):
     "Scores (1, K, H, W) of a picture (1, 3, H, W), and class logits (1, K) or None"
@@ -97,10 +137,14 @@ def _scores(r, predictor, x, how):
     return s, None if g is None else ensemble(g)
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #20543fb2
-PHOTO_CRF = dict(theta_alpha=80., theta_beta=13., theta_gamma=3., w_bilateral=10., w_spatial=3.)  # of Krähenbühl & Koltun's example
+PHOTO_CRF = dict(
+    theta_alpha=80.0, theta_beta=13.0, theta_gamma=3.0, w_bilateral=10.0, w_spatial=3.0
+)  # of Krähenbühl & Koltun's example
 _SAMPLE = 200  # training pictures on which weights of the ensemble are learnt
 
-def _plain(batches): return ((x.as_subclass(torch.Tensor), y.as_subclass(torch.Tensor)) for x, y in batches)
+
+def _plain(batches):
+    return ((x.as_subclass(torch.Tensor), y.as_subclass(torch.Tensor)) for x, y in batches)
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #7d219037
 def _ensemble_weights(r, predictor, dls, out):
@@ -108,11 +152,12 @@ def _ensemble_weights(r, predictor, dls, out):
     some = [items[i] for i in np.linspace(0, len(items) - 1, min(_SAMPLE, len(items))).round().astype(int)]
     pairs = ((x[0], y[0]) for x, y in _plain(dls.test_dl(some, with_labels=True, bs=1)))
     how = LearnedEnsemble(predictor.n_views, dls.info.n_classes).to(dls.device)
-    how.fit(cached_predictions(predictor, pairs, out/'predictions'))
+    how.fit(cached_predictions(predictor, pairs, out / 'predictions'))
     return how.requires_grad_(False)
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #cec804e4
 _CRF_CONFIG = TrainConfig(lr=4e-3, head_lr=10, epochs=2, class_weights=None)
+
 
 def _fit_crf(r, model, dls, steps):
     "The guidance CRF of a recipe, fitted on top of its network"
@@ -122,16 +167,21 @@ def _fit_crf(r, model, dls, steps):
 # %% ../../nbs/experiments/62_run_recipe.ipynb #0b1d560b
 def _sharpener(r, model, dls, steps):
     "Scores, picture, presence → scores"
-    if r.refine in _FITTED_CRFS: return _fit_crf(r, model, dls, steps)
-    if r.refine is None: return lambda s, x, g: s
-    crf, (mean, std) = DenseCRF(**PHOTO_CRF), (255*torch.tensor(s, device=dls.device).view(3, 1, 1) for s in IMAGENET_STATS)
-    return lambda s, x, g: crf(s, (x*std + mean).clamp(0, 255))
+    if r.refine in _FITTED_CRFS:
+        return _fit_crf(r, model, dls, steps)
+    if r.refine is None:
+        return lambda s, x, g: s
+    crf, (mean, std) = (
+        DenseCRF(**PHOTO_CRF),
+        (255 * torch.tensor(s, device=dls.device).view(3, 1, 1) for s in IMAGENET_STATS),
+    )
+    return lambda s, x, g: crf(s, (x * std + mean).clamp(0, 255))
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #32016582
 def score(
-    r: Recipe,        # filled
+    r: Recipe,  # filled
     model: nn.Module,
-    dls,              # of `recipe_dls`
+    dls,  # of `recipe_dls`
     out: str | Path,  # folder of what is kept on the way
     steps: int | None = None,  # of the field's training; all where not given
 ) -> tuple[dict, dict]:  # metrics; numbers that were learnt for scoring
@@ -140,41 +190,72 @@ def score(
     predictor = recipe_predictor(r, model, dls.info.flip_labels)
     how = _ensemble_weights(r, predictor, dls, Path(out)) if r.combine == 'learnt' else r.combine
     sharpen = _sharpener(r, model, dls, steps)
+
     def predict(x):
         s, g = _scores(r, predictor, x, how)
         return sharpen(s, x, g)
+
     change = keep_true_classes if r.oracle else None
-    with eval_mode(model): counts = evaluate(predict, dls.valid, dls.info.n_classes, change)
-    learnt = {n: p.tolist() for part in (how, sharpen) if isinstance(part, nn.Module) for n, p in part.named_parameters()}
+    with eval_mode(model):
+        counts = evaluate(predict, dls.valid, dls.info.n_classes, change)
+    learnt = {
+        n: p.tolist() for part in (how, sharpen) if isinstance(part, nn.Module) for n, p in part.named_parameters()
+    }
     return compute_metrics(counts, dls.info), learnt
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #a4be13f0
 _CIFAR_VARIES = {'lr', 'bs', 'epochs', 'model_options', 'model'}
 
+
 def _run_cifar(r, path, out, seed, resume, steps):
-    wrong = [k for k, v in asdict(with_defaults(RECIPES[r.name])).items() if k not in _CIFAR_VARIES and getattr(r, k) != v]
-    if wrong: raise ValueError(f'{r.name}: expected other values of {", ".join(sorted(_CIFAR_VARIES))} at most, found {", ".join(wrong)}')
-    learn = train_cifar(path, r.model, **r.model_options, epochs=r.epochs, lr=r.lr, bs=r.bs, out=out, seed=seed, resume=resume,
-                        cbs=None if steps is None else StopAfter(steps))
-    with learn.no_bar(): return learn, dict(error=float(learn.validate()[1])), {}
+    wrong = [
+        k for k, v in asdict(with_defaults(RECIPES[r.name])).items() if k not in _CIFAR_VARIES and getattr(r, k) != v
+    ]
+    if wrong:
+        raise ValueError(
+            f'{r.name}: expected other values of {", ".join(sorted(_CIFAR_VARIES))} at most, found {", ".join(wrong)}'
+        )
+    learn = train_cifar(
+        path,
+        r.model,
+        **r.model_options,
+        epochs=r.epochs,
+        lr=r.lr,
+        bs=r.bs,
+        out=out,
+        seed=seed,
+        resume=resume,
+        cbs=None if steps is None else StopAfter(steps),
+    )
+    with learn.no_bar():
+        return learn, dict(error=float(learn.validate()[1])), {}
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #3281885d
 REPORTED_METRICS = 'miou', 'pixel_acc', 'mean_acc', 'error'  # fields of a recipe
 
+
 def _write(r, model, out, info, found):
     if r.epochs and r.data != 'cifar10':
-        if getattr(model, 'config', None): save_segmentor(model, out/'model', info.class_names, info.palette)
+        if getattr(model, 'config', None):
+            save_segmentor(model, out / 'model', info.class_names, info.palette)
         else:
-            with atomic_write(out/'model.safetensors') as tmp: tmp.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}))
-    write_json(out/'results.json', found)
+            with atomic_write(out / 'model.safetensors') as tmp:
+                tmp.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}))
+    write_json(out / 'results.json', found)
 
 # %% ../../nbs/experiments/62_run_recipe.ipynb #b55f4e4d
 def _run(r, path, out, seed, resume, steps, start, workers):
     "Learner, metrics, numbers learnt for scoring"
-    if bool(start) != bool(r.after): raise ValueError(f'{r.name}: ' + (f'needs start, the model file of {r.after}' if r.after else f'begins anew, found start {start}'))
+    if bool(start) != bool(r.after):
+        raise ValueError(
+            f'{r.name}: '
+            + (f'needs start, the model file of {r.after}' if r.after else f'begins anew, found start {start}')
+        )
     config, make_model = recipe_config(r, seed), partial(recipe_model, r, start=start)
     if r.epochs:
-        learn = train(config, path, out, resume, None if r.model == 'refined' else start, steps, workers, make_model=make_model)
+        learn = train(
+            config, path, out, resume, None if r.model == 'refined' else start, steps, workers, make_model=make_model
+        )
     else:
         set_seed(seed, reproducible=True)
         dls = config_dls(config, path, workers)
@@ -187,20 +268,34 @@ def _run(r, path, out, seed, resume, steps, start, workers):
 def run_recipe(
     r: Recipe,
     path: str | Path,  # folder of the data set
-    out: str | Path,   # folder for model, checkpoint and results.json
-    seed: int = 0,     # of weights, order and augmentation
-    resume: bool = False,      # go on from the folder's checkpoint
+    out: str | Path,  # folder for model, checkpoint and results.json
+    seed: int = 0,  # of weights, order and augmentation
+    resume: bool = False,  # go on from the folder's checkpoint
     steps: int | None = None,  # end the training after so many, to try it
     start: str | Path | None = None,  # model file of the recipe `r.after`
     workers: int = 0,  # processes that read beside the training one
 ) -> tuple[Learner, dict | None]:  # the metrics too: shares, None on all processes but the first
-    "Train and score as a recipe says; with torchrun, on all processes. Raises `ValueError` where `start` is missing or does not fit"
+    """Train and score as a recipe says; with torchrun, on all processes. Raises `ValueError` where `start` is
+    missing or does not fit"""
     unspecified, r, out = unspecified_fields(r), with_defaults(r), Path(out)
-    if r.data == 'cifar10': learn, metrics, learnt = _run_cifar(r, path, out, seed, resume, steps)
-    else: learn, metrics, learnt = _run(r, path, out, seed, resume, steps, start, workers)
-    if metrics is None: return learn, None
-    found = dict(metrics=metrics, reported={k: getattr(r, k) for k in REPORTED_METRICS if getattr(r, k) is not None}, recipe=asdict(r), defaults=unspecified,
-                 learnt=learnt, seed=seed, steps=steps, start=start and str(start), environment=environment())
-    if r.data != 'cifar10': found['config'] = asdict(recipe_config(r, seed))
+    if r.data == 'cifar10':
+        learn, metrics, learnt = _run_cifar(r, path, out, seed, resume, steps)
+    else:
+        learn, metrics, learnt = _run(r, path, out, seed, resume, steps, start, workers)
+    if metrics is None:
+        return learn, None
+    found = dict(
+        metrics=metrics,
+        reported={k: getattr(r, k) for k in REPORTED_METRICS if getattr(r, k) is not None},
+        recipe=asdict(r),
+        defaults=unspecified,
+        learnt=learnt,
+        seed=seed,
+        steps=steps,
+        start=start and str(start),
+        environment=environment(),
+    )
+    if r.data != 'cifar10':
+        found['config'] = asdict(recipe_config(r, seed))
     _write(r, learn.model, out, getattr(learn.dls, 'info', None), found)
     return learn, metrics

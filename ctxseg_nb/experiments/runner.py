@@ -4,14 +4,19 @@
 
 # %% ../../nbs/experiments/20_runner.ipynb #34a44210
 from __future__ import annotations
-import json, platform, time
+
+import json
+import platform
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Callable
+
 import numpy as np
 import torch
 from filelock import FileLock
+
 from ..core import Registry, atomic_write, check_options, write_json
 from ..evaluation.metrics import mean_iou
 from ..training.config import TrainConfig, varied
@@ -22,48 +27,65 @@ __all__ = ['EXPERIMENTS', 'paired_bootstrap', 'Experiment', 'register_experiment
 
 # %% ../../nbs/experiments/20_runner.ipynb #b22ae130
 def paired_bootstrap(
-    a: np.ndarray,     # (S, n, K, 3) counts of a model: S seeds, n images
-    b: np.ndarray,     # (S', n, K, 3) of the other, same images in the same order
+    a: np.ndarray,  # (S, n, K, 3) counts of a model: S seeds, n images
+    b: np.ndarray,  # (S', n, K, 3) of the other, same images in the same order
     draws: int = 1000,  # of n images with replacement
-    seed: int = 0,     # of the draws
+    seed: int = 0,  # of the draws
 ) -> dict[str, float]:  # 'difference', 'low', 'high' in mIoU, 'wins': share of the draws in which a is ahead
     "mIoU of `a` minus that of `b`, mean over seeds, with its 95 % interval over the choice of images"
-    if a.shape[1:] != b.shape[1:]: raise ValueError(f'counts of the same images expected, found {a.shape[1:]} and {b.shape[1:]}')
+    if a.shape[1:] != b.shape[1:]:
+        raise ValueError(f'counts of the same images expected, found {a.shape[1:]} and {b.shape[1:]}')
     n = a.shape[1]
-    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1/n), draws).astype(float)  # (draws, n)
-    def score(c): return np.mean([mean_iou(np.einsum('dn,nkj->dkj', times, s)) for s in c.astype(float)], axis=0)
+    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), draws).astype(float)  # (draws, n)
+
+    def score(c):
+        return np.mean([mean_iou(np.einsum('dn,nkj->dkj', times, s)) for s in c.astype(float)], axis=0)
+
     d = score(a) - score(b)
     whole = np.mean(mean_iou(a.sum(1))) - np.mean(mean_iou(b.sum(1)))
-    return dict(difference=float(whole), low=float(np.quantile(d, .025)), high=float(np.quantile(d, .975)), wins=float((d > 0).mean()))
+    return dict(
+        difference=float(whole),
+        low=float(np.quantile(d, 0.025)),
+        high=float(np.quantile(d, 0.975)),
+        wins=float((d > 0).mean()),
+    )
 
 # %% ../../nbs/experiments/20_runner.ipynb #5f1191e4
 @dataclass(frozen=True)
 class Experiment:
     "A named comparison: every variant with every seed"
-    name: str       # as on the command line
-    about: str      # one sentence: what is compared on what
-    run: Callable   # run(config, **inputs, **options) -> (metrics: dict of numbers, counts (n, K, 3))
+
+    name: str  # as on the command line
+    about: str  # one sentence: what is compared on what
+    run: Callable  # run(config, **inputs, **options) -> (metrics: dict of numbers, counts (n, K, 3))
     variants: dict[str, dict]  # name → what differs: fields of the configuration, and options of `run`
     config: TrainConfig = TrainConfig()  # what does not, where the variant does not say otherwise
     options: dict = field(default_factory=dict)  # of `run`, the same
     baseline: str = 'fcn'  # the variant that the others are compared with
-    needs: dict[str, str] = field(default_factory=dict)  # inputs that must be given, and what they are: {'path': 'the CamVid folder'}
+    needs: dict[str, str] = field(
+        default_factory=dict
+    )  # inputs that must be given, and what they are: {'path': 'the CamVid folder'}
 
     @property
-    def origin(self) -> str: return f'{self.run.__qualname__} of {self.name}'
+    def origin(self) -> str:
+        return f'{self.run.__qualname__} of {self.name}'
 
-    def variant(self,
+    def variant(
+        self,
         name: str,  # one of `variants`
         seed: int,
         **changes,  # more that differs
     ) -> tuple[TrainConfig, dict]:  # what `run` is given: configuration, options
-        "Configuration and options of a variant. Raises `ValueError` for a name that is neither a field nor an option of `run`"
+        """Configuration and options of a variant. Raises `ValueError` for a name that is neither a field nor an
+        option of `run`"""
         changes, own = self.variants[name] | changes, {f.name for f in fields(TrainConfig)}
         options = self.options | {k: v for k, v in changes.items() if k not in own}
         check_options(f'{self.name}, variant {name!r}', self.run, options, 1)
         return varied(self.config, seed=seed, **{k: v for k, v in changes.items() if k in own}), options
 
+
 EXPERIMENTS = Registry('experiment', 'ctxseg_nb.experiments')
+
 
 def register_experiment(
     experiment: Experiment,
@@ -76,9 +98,19 @@ def environment() -> dict[str, str | int]:
     "Versions and machine, for a result that someone else should be able to repeat"
     packages = {p: version(p) for p in ('ctxseg_nb', 'torch', 'torchvision', 'fastai', 'timm', 'numpy')}
     cpuinfo = Path('/proc/cpuinfo')
-    cpu = next((l.split(':')[1].strip() for l in cpuinfo.read_text().splitlines() if l.startswith('model name')), '') if cpuinfo.exists() else ''
+    cpu = (
+        next((l.split(':')[1].strip() for l in cpuinfo.read_text().splitlines() if l.startswith('model name')), '')
+        if cpuinfo.exists()
+        else ''
+    )
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'
-    return dict(**packages, python=platform.python_version(), cpu=cpu or platform.machine(), threads=torch.get_num_threads(), gpu=gpu)
+    return dict(
+        **packages,
+        python=platform.python_version(),
+        cpu=cpu or platform.machine(),
+        threads=torch.get_num_threads(),
+        gpu=gpu,
+    )
 
 # %% ../../nbs/experiments/20_runner.ipynb #b881fb35
 def read_results(
@@ -86,69 +118,108 @@ def read_results(
 ) -> dict:
     "A stored comparison; `FileNotFoundError` or `ValueError` with the file's name"
     file = Path(file)
-    if not file.exists(): raise FileNotFoundError(f'{file}: no such result; `ctxseg experiment {file.stem}` makes it')
-    try: found = json.loads(file.read_text())
-    except ValueError as e: raise ValueError(f'{file}: not a JSON file ({e})') from None
-    if 'runs' not in found: raise ValueError(f'{file}: not the result of an experiment, it has no "runs"')
+    if not file.exists():
+        raise FileNotFoundError(f'{file}: no such result; `ctxseg experiment {file.stem}` makes it')
+    try:
+        found = json.loads(file.read_text())
+    except ValueError as e:
+        raise ValueError(f'{file}: not a JSON file ({e})') from None
+    if 'runs' not in found:
+        raise ValueError(f'{file}: not the result of an experiment, it has no "runs"')
     return found
 
 # %% ../../nbs/experiments/20_runner.ipynb #fd1f845b
 def _begin(ex, file):
-    "The results so far. Variants may have been added since; another configuration than the file's is an error, so that nothing is mixed"
-    new = dict(name=ex.name, about=ex.about, config=asdict(ex.config), options=ex.options, variants=ex.variants, baseline=ex.baseline, runs=[])
-    if not file.exists(): return new
+    """The results so far. Variants may have been added since; another configuration than the file's is an error, so
+    that nothing is mixed"""
+    new = dict(
+        name=ex.name,
+        about=ex.about,
+        config=asdict(ex.config),
+        options=ex.options,
+        variants=ex.variants,
+        baseline=ex.baseline,
+        runs=[],
+    )
+    if not file.exists():
+        return new
     old, now = read_results(file), json.loads(json.dumps(new))
     parts = [('configuration', TrainConfig(**old['config']), ex.config), ('options', old['options'], now['options'])]
     both = old['variants'].keys() & now['variants'].keys()
     for part, there, here in parts + [(f'variant {v!r}', old['variants'][v], now['variants'][v]) for v in both]:
-        if there != here: raise ValueError(f'{file}: has another {part} than the experiment {ex.name!r} now: {there} there, {here} here; move the file away to start anew')
-    return new | dict(variants=old['variants'] | new['variants']) | {k: old[k] for k in ('runs', 'against', 'classes', 'share') if k in old}
+        if there != here:
+            raise ValueError(
+                f'{file}: has another {part} than the experiment {ex.name!r} now: {there} there, {here} here; move '
+                'the file away to start anew'
+            )
+    return (
+        new
+        | dict(variants=old['variants'] | new['variants'])
+        | {k: old[k] for k in ('runs', 'against', 'classes', 'share') if k in old}
+    )
 
-def _counts_file(work, ex, variant, seed): return Path(work)/ex.name/f'{variant}-{seed}.npz'
+
+def _counts_file(work, ex, variant, seed):
+    return Path(work) / ex.name / f'{variant}-{seed}.npz'
 
 # %% ../../nbs/experiments/20_runner.ipynb #506321a1
 def check_experiment(
-    name: str | Experiment,       # one of `EXPERIMENTS`, or one that is not registered
+    name: str | Experiment,  # one of `EXPERIMENTS`, or one that is not registered
     variants: list | None = None,  # names of its variants
-    inputs: dict | None = None,   # name → value, as the experiment `needs` them
+    inputs: dict | None = None,  # name → value, as the experiment `needs` them
 ) -> Experiment:
-    "An experiment by name. Raises `ValueError` where it or one of the variants is unknown, where an input is missing, and for one that it does not use"
+    """An experiment by name. Raises `ValueError` where it or one of the variants is unknown, where an input is
+    missing, and for one that it does not use"""
     ex, inputs = name if isinstance(name, Experiment) else EXPERIMENTS[name], inputs or {}
     for variant in variants or ():
-        if variant not in ex.variants: raise ValueError(f'the experiment {ex.name!r} has no variant {variant!r}; there are {", ".join(ex.variants)}')
+        if variant not in ex.variants:
+            raise ValueError(
+                f'the experiment {ex.name!r} has no variant {variant!r}; there are {", ".join(ex.variants)}'
+            )
     for k, what in ex.needs.items():
-        if inputs.get(k) is None: raise ValueError(f'the experiment {ex.name!r} needs {what}: --{k}')
+        if inputs.get(k) is None:
+            raise ValueError(f'the experiment {ex.name!r} needs {what}: --{k}')
     for k in inputs:
-        if k not in ex.needs: raise ValueError(f'the experiment {ex.name!r} does not use --{k}')
+        if k not in ex.needs:
+            raise ValueError(f'the experiment {ex.name!r} does not use --{k}')
     return ex
 
 # %% ../../nbs/experiments/20_runner.ipynb #3b997195
 def run_experiment(
-    name: str | Experiment,   # one of `EXPERIMENTS`, or one that is not registered
-    seeds: int = 3,           # seeds 0 ... seeds-1
+    name: str | Experiment,  # one of `EXPERIMENTS`, or one that is not registered
+    seeds: int = 3,  # seeds 0 ... seeds-1
     out: str | Path = 'nbs/results',  # folder of the JSON file
     work: str | Path = '.cache/experiments',  # folder of the counts, image by image
     variants: list | None = None,  # names of the variants to run; all where not given
     report: Callable = print,  # is told each finished run in a line
-    **inputs,                 # what the experiment `needs`: where data and weights lie on this machine
+    **inputs,  # what the experiment `needs`: where data and weights lie on this machine
 ) -> dict:  # the results, as `read_results` gives them
-    "Run variants with all seeds, or those that are missing, and write `out`/`name`.json after each; with IoU and share of the pixels of each class, where the counts are at hand. Several processes may do so at once: each run is made and written once"
+    """Run variants with all seeds, or those that are missing, and write `out`/`name`.json after each; with IoU and
+    share of the pixels of each class, where the counts are at hand. Several processes may do so at once: each run is
+    made and written once"""
     ex = check_experiment(name, variants, inputs)
-    file = Path(out)/f'{ex.name}.json'
+    file = Path(out) / f'{ex.name}.json'
     for variant, seed in ((v, s) for s in range(seeds) for v in variants or ex.variants):
-        if _done(ex, file, variant, seed): continue
-        with _locked(_counts_file(work, ex, variant, seed)):   # who comes second waits, and finds it done
-            if _done(ex, file, variant, seed): continue
+        if _done(ex, file, variant, seed):
+            continue
+        with _locked(_counts_file(work, ex, variant, seed)):  # who comes second waits, and finds it done
+            if _done(ex, file, variant, seed):
+                continue
             run = _one_run(ex, variant, seed, inputs, work)
             with _locked(file):
-                if _done(ex, file, variant, seed): continue   # by a process with another `work`
+                if _done(ex, file, variant, seed):
+                    continue  # by a process with another `work`
                 results = _begin(ex, file)
                 write_json(file, results | dict(runs=results['runs'] + [run]))
-        report(f'{variant} seed {seed}: ' + '  '.join(f'{k} {100*v:.1f}' for k, v in run['metrics'].items()))
-    with _locked(file): _compare(ex, file, work)
+        report(f'{variant} seed {seed}: ' + '  '.join(f'{k} {100 * v:.1f}' for k, v in run['metrics'].items()))
+    with _locked(file):
+        _compare(ex, file, work)
     return read_results(file)
 
-def _done(ex, file, variant, seed): return (variant, seed) in {(r['variant'], r['seed']) for r in _begin(ex, file)['runs']}
+
+def _done(ex, file, variant, seed):
+    return (variant, seed) in {(r['variant'], r['seed']) for r in _begin(ex, file)['runs']}
+
 
 def _locked(file):
     "A lock for a file, on a hidden file beside it"
@@ -160,7 +231,10 @@ def _compare(ex, file, work):
     "Write what follows from all runs: the paired bootstrap, IoU by class"
     results = _begin(ex, file)
     counts = _all_counts(ex, results['runs'], work)
-    for part, found in (('against', _against(ex, counts)), ('classes', {variant: _by_class(c.values()) for variant, c in counts.items()})):
+    for part, found in (
+        ('against', _against(ex, counts)),
+        ('classes', {variant: _by_class(c.values()) for variant, c in counts.items()}),
+    ):
         results[part] = results.get(part, {}) | found
     write_json(file, results | ({'share': _share(next(iter(next(iter(counts.values())).values())))} if counts else {}))
 
@@ -170,32 +244,53 @@ def _one_run(ex, variant, seed, inputs, work):
     config, options = ex.variant(variant, seed)
     metrics, counts = ex.run(config, **inputs, **options)
     with atomic_write(counts_file) as tmp:
-        with open(tmp, 'wb') as f: np.savez_compressed(f, counts=np.asarray(counts).astype(np.int32))
+        with open(tmp, 'wb') as f:
+            np.savez_compressed(f, counts=np.asarray(counts).astype(np.int32))
     metrics = {k: round(float(v), 5) for k, v in metrics.items()}
-    return dict(variant=variant, seed=seed, metrics=metrics, seconds=round(time.perf_counter() - start), environment=environment())
+    return dict(
+        variant=variant,
+        seed=seed,
+        metrics=metrics,
+        seconds=round(time.perf_counter() - start),
+        environment=environment(),
+    )
+
 
 def _all_counts(ex, runs, work):
     "variant → seed → counts (n, K, 3), for the variants whose runs are all at hand"
-    files = {v: {r['seed']: _counts_file(work, ex, v, r['seed']) for r in runs if r['variant'] == v} for v in ex.variants}
-    return {v: {s: np.load(f)['counts'] for s, f in fs.items()} for v, fs in files.items() if fs and all(f.exists() for f in fs.values())}
+    files = {
+        v: {r['seed']: _counts_file(work, ex, v, r['seed']) for r in runs if r['variant'] == v} for v in ex.variants
+    }
+    return {
+        v: {s: np.load(f)['counts'] for s, f in fs.items()}
+        for v, fs in files.items()
+        if fs and all(f.exists() for f in fs.values())
+    }
+
 
 def _against(ex, counts):
     "Paired bootstrap of every variant against the baseline, on the seeds that both have"
     found, base = {}, counts.get(ex.baseline, {})
     for variant, c in counts.items():
         seeds = sorted(c.keys() & base.keys())
-        if seeds and variant != ex.baseline: found[variant] = paired_bootstrap(*[np.stack([d[s] for s in seeds]) for d in (c, base)])
+        if seeds and variant != ex.baseline:
+            found[variant] = paired_bootstrap(*[np.stack([d[s] for s in seeds]) for d in (c, base)])
     return found
+
 
 def _share(counts):
     "Share of the pixels of each class: counts (n, K, 3)"
-    true = counts[..., 2].sum(0)   # (K,)
-    return [round(n, 8) for n in (true/true.sum()).tolist()]
+    true = counts[..., 2].sum(0)  # (K,)
+    return [round(n, 8) for n in (true / true.sum()).tolist()]
+
 
 def _by_class(counts):
     "IoU of each class, mean over seeds; None for one that is not there"
     there = np.array(_share(next(iter(counts)))) > 0
-    return [round(float(np.mean([mean_iou(c.sum(0), [k]) for c in counts])), 4) if there[k] else None for k in range(len(there))]
+    return [
+        round(float(np.mean([mean_iou(c.sum(0), [k]) for c in counts])), 4) if there[k] else None
+        for k in range(len(there))
+    ]
 
 # %% ../../nbs/experiments/20_runner.ipynb #d5a3e645
 def summary(
@@ -203,43 +298,57 @@ def summary(
 ) -> dict[str, dict[str, tuple[float, float, int]]]:  # variant → figure → (mean, standard deviation, number of seeds)
     "Mean and spread over seeds"
     by = {v: [r['metrics'] for r in results['runs'] if r['variant'] == v] for v in results['variants']}
-    def stats(v): return float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else float('nan'), len(v)
+
+    def stats(v):
+        return float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else float('nan'), len(v)
+
     return {v: {k: stats([f[k] for f in runs]) for k in runs[0]} for v, runs in by.items() if runs}
 
 # %% ../../nbs/experiments/20_runner.ipynb #560ccda0
 def print_results(
-    results: dict,       # of `run_experiment`
-    metrics=None,        # names of the metrics to print; all where not given
+    results: dict,  # of `run_experiment`
+    metrics=None,  # names of the metrics to print; all where not given
 ):
     "A table of mean ± standard deviation in points of a hundred, and the paired difference in mIoU to the baseline"
     rows, against = summary(results), results.get('against', {})
     names = metrics or list(dict.fromkeys(n for row in rows.values() for n in row))
     wide, first = [max(15, len(n) + 3) for n in names], max([14, *(len(a) + 2 for a in rows)])
-    print(f'{"":{first}}' + ''.join(f'{n:>{w}}' for n, w in zip(names, wide)) + f'{"against " + results["baseline"]:>28}')
+    print(
+        f'{"":{first}}' + ''.join(f'{n:>{w}}' for n, w in zip(names, wide)) + f'{"against " + results["baseline"]:>28}'
+    )
     for variant, row in rows.items():
         cells = ''.join(f'{_mean_and_spread(*row[n]) if n in row else "":>{w}}' for n, w in zip(names, wide))
         d = against.get(variant)
-        print(f'{variant:{first}}{cells}' + (f'{100*d["difference"]:+10.1f}  [{100*d["low"]:+.1f}, {100*d["high"]:+.1f}]' if d else ''))
+        print(
+            f'{variant:{first}}{cells}'
+            + (f'{100 * d["difference"]:+10.1f}  [{100 * d["low"]:+.1f}, {100 * d["high"]:+.1f}]' if d else '')
+        )
 
-def _mean_and_spread(mean, spread, n): return f'{100*mean:.1f}' + (f' ± {100*spread:4.1f}' if n > 1 else ' '*7)
+
+def _mean_and_spread(mean, spread, n):
+    return f'{100 * mean:.1f}' + (f' ± {100 * spread:4.1f}' if n > 1 else ' ' * 7)
 
 # %% ../../nbs/experiments/20_runner.ipynb #d82c118e
 def plot_results(
-    results: dict,             # of `run_experiment`
-    metrics=None,              # names of the metrics; all where not given
+    results: dict,  # of `run_experiment`
+    metrics=None,  # names of the metrics; all where not given
     ceilings: dict | None = None,  # label -> metric -> value, drawn as lines: what could be reached at best
 ):
     "Every seed a point, every variant a colour, every metric a column; returns the axes"
     import matplotlib.pyplot as plt
+
     names = metrics or list(results['runs'][0]['metrics'])
-    fig, ax = plt.subplots(figsize=(1.1*len(names) + 1.8, 2.6), layout='constrained')
-    variants = summary(results)   # those that have been run
+    fig, ax = plt.subplots(figsize=(1.1 * len(names) + 1.8, 2.6), layout='constrained')
+    variants = summary(results)  # those that have been run
     for j, variant in enumerate(variants):
         runs = [r['metrics'] for r in results['runs'] if r['variant'] == variant]
-        xs = [i + .14*(j - (len(variants) - 1)/2) for i in range(len(names)) for _ in runs]
-        ax.plot(xs, [100*r[n] for n in names for r in runs], 'o', ms=4, alpha=.7, label=variant)
+        xs = [i + 0.14 * (j - (len(variants) - 1) / 2) for i in range(len(names)) for _ in runs]
+        ax.plot(xs, [100 * r[n] for n in names for r in runs], 'o', ms=4, alpha=0.7, label=variant)
     for style, (label, row) in zip(('-', ':', '--'), (ceilings or {}).items()):
         for i, n in enumerate(names):
-            if n in row: ax.plot([i - .4, i + .4], [100*row[n]]*2, 'k', ls=style, lw=1, label=label if i == 0 else None)
-    ax.set(xticks=range(len(names)), xticklabels=names, ylabel='mean IoU'); ax.tick_params(axis='x', labelsize=8); ax.legend(fontsize=7)
+            if n in row:
+                ax.plot([i - 0.4, i + 0.4], [100 * row[n]] * 2, 'k', ls=style, lw=1, label=label if i == 0 else None)
+    ax.set(xticks=range(len(names)), xticklabels=names, ylabel='mean IoU')
+    ax.tick_params(axis='x', labelsize=8)
+    ax.legend(fontsize=7)
     return ax

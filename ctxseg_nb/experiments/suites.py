@@ -4,10 +4,13 @@
 
 # %% ../../nbs/experiments/21_suites.ipynb #b5a3c85a
 from __future__ import annotations
+
 from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import nn
+
 from ..core import IMAGENET_STATS
 from ..evaluation.evaluator import evaluate
 from ..evaluation.metrics import compute_metrics, mean_iou
@@ -24,26 +27,33 @@ __all__ = ['CONTROLS', 'SCENES', 'LARGE_SCENES', 'SMALL_SCENES', 'PHOTOS', 'FROZ
 # %% ../../nbs/experiments/21_suites.ipynb #bdc91158
 class IlluminationShift(nn.Module):
     "Normalised pictures (B, 3, H, W) under another illumination"
-    def __init__(self,
+
+    def __init__(
+        self,
         rgb: tuple[float, float, float],  # added to red, green and blue of a picture in 0..255
     ) -> None:
         super().__init__()
-        self.register_buffer('shift', (torch.tensor(rgb)/255/torch.tensor(IMAGENET_STATS[1])).view(3, 1, 1))
+        self.register_buffer('shift', (torch.tensor(rgb) / 255 / torch.tensor(IMAGENET_STATS[1])).view(3, 1, 1))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor: return x + self.shift
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.shift
 
 # %% ../../nbs/experiments/21_suites.ipynb #3a104cf8
 def score_model(
     model: nn.Module,  # a trained `Segmentor`
-    dls,               # `DataLoaders` with `info`
-    multiscale: dict | None = None,   # score once more with a `Predictor` of these options, as metric `miou_ms`
-    illuminations: dict | None = None,  # name → what is added to red, green and blue: score once more, as metric `miou_NAME`
+    dls,  # `DataLoaders` with `info`
+    multiscale: dict | None = None,  # score once more with a `Predictor` of these options, as metric `miou_ms`
+    illuminations: dict
+    | None = None,  # name → what is added to red, green and blue: score once more, as metric `miou_NAME`
 ) -> tuple[dict, np.ndarray]:  # metrics, (n, K, 3) counts
     "Score a model on the validation pictures"
     info, more = dls.info, {}
     counts = evaluate(model, dls.valid, info.n_classes)
-    def miou(predict): return mean_iou(evaluate(predict, dls.valid, info.n_classes).sum(0), background=info.background)
-    if multiscale is not None:   # as the stored results were made: windows are not filled
+
+    def miou(predict):
+        return mean_iou(evaluate(predict, dls.valid, info.n_classes).sum(0), background=info.background)
+
+    if multiscale is not None:  # as the stored results were made: windows are not filled
         more['miou_ms'] = miou(Predictor(model, **dict(scales=SCALES, flip=True, fill=False) | multiscale))
     for name, rgb in (illuminations or {}).items():
         more[f'miou_{name}'] = miou(nn.Sequential(IlluminationShift(rgb), model).to(dls.device))
@@ -61,102 +71,254 @@ def run_on_scenes(
 # %% ../../nbs/experiments/21_suites.ipynb #b6df2142
 def run_on_photos(
     config: TrainConfig,
-    path: str,     # folder of the data set
+    path: str,  # folder of the data set
     weights: str,  # of the backbone: imagenet, or a safetensors file
 ) -> tuple[dict, np.ndarray]:  # metrics, (n, K, 3) counts
     "A run on photographs: the whole network is trained, from the backbone's weights"
     learn = train(replace(config, weights=str(weights)), path, validate=False)
     return score_model(learn.model, learn.dls)
 
+
 def run_on_frozen_features(
     config: TrainConfig,
-    path: str,     # folder of the data set
+    path: str,  # folder of the data set
     weights: str,  # of the backbone
 ) -> tuple[dict, np.ndarray]:  # metrics, (n, K, 3) counts
     "A run on frozen features"
     ds = config_dataset(config, path)
-    return run_frozen_head(config.seed, ds, config.picture_size, config.model, weights, head=config.model_options, epochs=config.epochs, lr=config.lr, bs=config.bs)
+    return run_frozen_head(
+        config.seed,
+        ds,
+        config.picture_size,
+        config.model,
+        weights,
+        head=config.model_options,
+        epochs=config.epochs,
+        lr=config.lr,
+        bs=config.bs,
+    )
 
 # %% ../../nbs/experiments/21_suites.ipynb #2341be6a
 CONTROLS = {name: dict(model=name) for name in ('fcn', 'gap', 'gap_local', 'fcn_wide')}
 SCENES = TrainConfig(size=96, n_train=600, n_valid=200, bs=16, epochs=25, lr=4e-3)
 LARGE_SCENES = replace(SCENES, n_train=800, epochs=30)
 SMALL_SCENES = replace(SCENES, size=64, n_train=300, epochs=12)
-PHOTOS = dict(path='the folder of the data set', weights="SqueezeNet's weights: a safetensors file, or 'imagenet'")  # inputs
+PHOTOS = dict(
+    path='the folder of the data set', weights="SqueezeNet's weights: a safetensors file, or 'imagenet'"
+)  # inputs
+
 
 def model_variant(
     model: str,  # as in `create_model`
-    **options,   # of the model
+    **options,  # of the model
 ) -> dict:  # fields of a configuration
     "A variant that is another model"
     return dict(model=model, model_options=options)
 
 # %% ../../nbs/experiments/21_suites.ipynb #ad90ab74
-register_experiment(Experiment('scenes', 'FCN and the simplest context on the embedded scenes', run_on_scenes,
-    {k: CONTROLS[k] for k in ('fcn', 'gap')}, SCENES))
-register_experiment(Experiment('encnet', 'EncNet on the embedded scenes, step by step', run_on_scenes,
-    dict(fcn=model_variant('fcn'), encoding=model_variant('encnet', se_weight=0),
-         encnet=model_variant('encnet') | dict(multiscale=dict(scales=(.75, 1, 1.25), crop=96))), LARGE_SCENES))
-register_experiment(Experiment('encnet-ablation', 'Codewords and weight of the SE-loss of EncNet, on three kinds of scene', run_on_scenes,
-    {f'codes_{k}': model_variant('encnet', n_codes=k) for k in (0, 1, 8, 32)} | {f'se_{w}': model_variant('encnet', se_weight=w) for w in (0, .1, .4, .8)},
-    replace(SCENES, size=64, n_train=450, data_options=dict(kinds=['cooccurrence', 'category', 'prototypes'])), baseline='codes_0'))
-register_experiment(Experiment('cfnet', 'CFNet on the embedded scenes, part by part, beside FCN, EncNet and controls', run_on_scenes,
-    dict(fcn=model_variant('fcn'), encnet=model_variant('encnet'), gp_local=model_variant('cfnet', local=True), gp=model_variant('cfnet_pool'),
-         acf=model_variant('cfnet', global_pool=False), acf_gp=model_variant('cfnet'), acf_gp_enc=model_variant('cfnet', encoding=True)), LARGE_SCENES))
-register_experiment(Experiment('cfnet-ablation', 'Softmaxes, heads and the rate of Φ of CFNet, on two kinds of scene', run_on_scenes,
-    {f'K{k}_H{h}': model_variant('cfnet', n_mix=k, n_heads=h) for k in (1, 2, 4) for h in (1, 2, 4)}
-    | {f'rate_{d}': model_variant('cfnet', dilation=d) for d in (1, 2, 8)},
-    replace(SMALL_SCENES, data_options=dict(kinds=['regions', 'position'])), baseline='K1_H1'));
+register_experiment(
+    Experiment(
+        'scenes',
+        'FCN and the simplest context on the embedded scenes',
+        run_on_scenes,
+        {k: CONTROLS[k] for k in ('fcn', 'gap')},
+        SCENES,
+    )
+)
+register_experiment(
+    Experiment(
+        'encnet',
+        'EncNet on the embedded scenes, step by step',
+        run_on_scenes,
+        dict(
+            fcn=model_variant('fcn'),
+            encoding=model_variant('encnet', se_weight=0),
+            encnet=model_variant('encnet') | dict(multiscale=dict(scales=(0.75, 1, 1.25), crop=96)),
+        ),
+        LARGE_SCENES,
+    )
+)
+register_experiment(
+    Experiment(
+        'encnet-ablation',
+        'Codewords and weight of the SE-loss of EncNet, on three kinds of scene',
+        run_on_scenes,
+        {f'codes_{k}': model_variant('encnet', n_codes=k) for k in (0, 1, 8, 32)}
+        | {f'se_{w}': model_variant('encnet', se_weight=w) for w in (0, 0.1, 0.4, 0.8)},
+        replace(SCENES, size=64, n_train=450, data_options=dict(kinds=['cooccurrence', 'category', 'prototypes'])),
+        baseline='codes_0',
+    )
+)
+register_experiment(
+    Experiment(
+        'cfnet',
+        'CFNet on the embedded scenes, part by part, beside FCN, EncNet and controls',
+        run_on_scenes,
+        dict(
+            fcn=model_variant('fcn'),
+            encnet=model_variant('encnet'),
+            gp_local=model_variant('cfnet', local=True),
+            gp=model_variant('cfnet_pool'),
+            acf=model_variant('cfnet', global_pool=False),
+            acf_gp=model_variant('cfnet'),
+            acf_gp_enc=model_variant('cfnet', encoding=True),
+        ),
+        LARGE_SCENES,
+    )
+)
+register_experiment(
+    Experiment(
+        'cfnet-ablation',
+        'Softmaxes, heads and the rate of Φ of CFNet, on two kinds of scene',
+        run_on_scenes,
+        {f'K{k}_H{h}': model_variant('cfnet', n_mix=k, n_heads=h) for k in (1, 2, 4) for h in (1, 2, 4)}
+        | {f'rate_{d}': model_variant('cfnet', dilation=d) for d in (1, 2, 8)},
+        replace(SMALL_SCENES, data_options=dict(kinds=['regions', 'position'])),
+        baseline='K1_H1',
+    )
+);
 
 # %% ../../nbs/experiments/21_suites.ipynb #4e00caeb
-_HOSTS = dict(fcn=model_variant('fcn'), pspnet=model_variant('pspnet'), deeplabv3=model_variant('deeplabv3', rates=[3, 6, 9]), ocrnet=model_variant('ocrnet'))
-_MEMORIES = dict(memory={}, no_relation=dict(relation=False), random=dict(prototypes='random'), learned=dict(prototypes='learned'), picture=dict(prototypes='picture'),
-                 add=dict(fuse='add'), weighted=dict(fuse='weighted'), mean=dict(strategy='mean'), constant=dict(poly=False),
-                 first_mean=dict(init='first_mean'), clustering=dict(init='clustering'), no_rcl=dict(beta=0))
+_HOSTS = dict(
+    fcn=model_variant('fcn'),
+    pspnet=model_variant('pspnet'),
+    deeplabv3=model_variant('deeplabv3', rates=[3, 6, 9]),
+    ocrnet=model_variant('ocrnet'),
+)
+_MEMORIES = dict(
+    memory={},
+    no_relation=dict(relation=False),
+    random=dict(prototypes='random'),
+    learned=dict(prototypes='learned'),
+    picture=dict(prototypes='picture'),
+    add=dict(fuse='add'),
+    weighted=dict(fuse='weighted'),
+    mean=dict(strategy='mean'),
+    constant=dict(poly=False),
+    first_mean=dict(init='first_mean'),
+    clustering=dict(init='clustering'),
+    no_rcl=dict(beta=0),
+)
 _ON_FCN = {name: model_variant('mcibi', **options) for name, options in _MEMORIES.items()}
 
-def _in_host(host, **options): return model_variant('mcibi', host=host, host_options=_HOSTS[host]['model_options'], **options)
+
+def _in_host(host, **options):
+    return model_variant('mcibi', host=host, host_options=_HOSTS[host]['model_options'], **options)
+
 
 _IN_HOSTS = {f'{host}_memory': _in_host(host) for host in _HOSTS if host != 'fcn'}
 _IN_HOSTS |= {f'deeplabv3_{k}': _in_host('deeplabv3', **_MEMORIES[k]) for k in ('no_rcl', 'no_relation')}
 _LONGER = {k: (_HOSTS | _IN_HOSTS)[k] for k in ('deeplabv3', 'deeplabv3_memory', 'ocrnet', 'ocrnet_memory')}
-_LONGER |= {f'deeplabv3_{k}': _in_host('deeplabv3', **options) for k, options in
-            dict(no_rcl=dict(beta=0), random=dict(prototypes='random'), no_rough=dict(alpha=0), no_relation=dict(relation=False)).items()}
+_LONGER |= {
+    f'deeplabv3_{k}': _in_host('deeplabv3', **options)
+    for k, options in dict(
+        no_rcl=dict(beta=0), random=dict(prototypes='random'), no_rough=dict(alpha=0), no_relation=dict(relation=False)
+    ).items()
+}
 _ALL = _HOSTS | _ON_FCN | _IN_HOSTS | {f'{k}_longer': variant | dict(epochs=24) for k, variant in _LONGER.items()}
 _CONTROLS = 'fcn', 'memory', 'no_rcl', 'random'
 _ONE_KIND = replace(SCENES, size=64, data_options=dict(kinds=['prototypes']))
 
 # %% ../../nbs/experiments/21_suites.ipynb #4e00caec
-register_experiment(Experiment('mcibi', 'MCIBI in its four hosts, its parts, and controls that do not remember, on the embedded scenes', run_on_scenes,
-    _ALL, SMALL_SCENES, dict(illuminations=dict(tinted=(40, 5, -40)))))
-register_experiment(Experiment('mcibi-few', 'MCIBI and controls on 30 to 600 scenes whose light differs', run_on_scenes,
-    {f'{k}_{n}': variant | dict(n_train=n, epochs=2400//n) for n in (30, 150, 600)
-     for k, variant in _ALL.items() if k in (*_CONTROLS, 'learned', 'picture', 'no_relation')}, _ONE_KIND, baseline='random_150'))
-register_experiment(Experiment('mcibi-batch', 'MCIBI and controls in small batches, on 150 scenes whose light differs', run_on_scenes,
-    {f'{k}_{bs}': _ALL[k] | dict(bs=bs) for bs in (2, 4) for k in _CONTROLS}, replace(_ONE_KIND, n_train=150, epochs=16), baseline='random_2'))
-register_experiment(Experiment('mcibi-light', 'MCIBI and controls under illuminations they have not seen, weaker and stronger', run_on_scenes,
-    {k: _ALL[k] for k in _CONTROLS}, replace(SMALL_SCENES, epochs=24), dict(illuminations={f'light_{s}': (8*s, s, -8*s) for s in (1, 2, 3)})));
+register_experiment(
+    Experiment(
+        'mcibi',
+        'MCIBI in its four hosts, its parts, and controls that do not remember, on the embedded scenes',
+        run_on_scenes,
+        _ALL,
+        SMALL_SCENES,
+        dict(illuminations=dict(tinted=(40, 5, -40))),
+    )
+)
+register_experiment(
+    Experiment(
+        'mcibi-few',
+        'MCIBI and controls on 30 to 600 scenes whose light differs',
+        run_on_scenes,
+        {
+            f'{k}_{n}': variant | dict(n_train=n, epochs=2400 // n)
+            for n in (30, 150, 600)
+            for k, variant in _ALL.items()
+            if k in (*_CONTROLS, 'learned', 'picture', 'no_relation')
+        },
+        _ONE_KIND,
+        baseline='random_150',
+    )
+)
+register_experiment(
+    Experiment(
+        'mcibi-batch',
+        'MCIBI and controls in small batches, on 150 scenes whose light differs',
+        run_on_scenes,
+        {f'{k}_{bs}': _ALL[k] | dict(bs=bs) for bs in (2, 4) for k in _CONTROLS},
+        replace(_ONE_KIND, n_train=150, epochs=16),
+        baseline='random_2',
+    )
+)
+register_experiment(
+    Experiment(
+        'mcibi-light',
+        'MCIBI and controls under illuminations they have not seen, weaker and stronger',
+        run_on_scenes,
+        {k: _ALL[k] for k in _CONTROLS},
+        replace(SMALL_SCENES, epochs=24),
+        dict(illuminations={f'light_{s}': (8 * s, s, -8 * s) for s in (1, 2, 3)}),
+    )
+);
 
 # %% ../../nbs/experiments/21_suites.ipynb #0886b364
 _PHOTOS = TrainConfig(backbone='squeezenet1_0', head_lr=10, bs=8, epochs=8, lr=2e-4, data='camvid', size=(180, 240))
 _CLOTHES = replace(_PHOTOS, data='ccp', data_options=dict(min_photos=35), size=(304, 200))
 FROZEN_CLOTHES = replace(_CLOTHES, head_lr=None, epochs=10, lr=2e-3)
-GUIDED_HEAD = dict(width=128, joint=128, fc=256, rate=1)  # as wide as the other heads on frozen features; chosen on a slice of the training photographs
-_FROZEN_HEADS = dict(psp=model_variant('pspnet'), encnet=model_variant('encnet', stage3=False), cfnet=model_variant('cfnet'),
-                     cfnet_local=model_variant('cfnet_local'), mcibi=model_variant('mcibi'), guided=model_variant('guided', **GUIDED_HEAD))
+GUIDED_HEAD = dict(
+    width=128, joint=128, fc=256, rate=1
+)  # as wide as the other heads on frozen features; chosen on a slice of the training photographs
+_FROZEN_HEADS = dict(
+    psp=model_variant('pspnet'),
+    encnet=model_variant('encnet', stage3=False),
+    cfnet=model_variant('cfnet'),
+    cfnet_local=model_variant('cfnet_local'),
+    mcibi=model_variant('mcibi'),
+    guided=model_variant('guided', **GUIDED_HEAD),
+)
 _FROZEN_HEADS |= {f'mcibi_{k}': _ON_FCN[k] for k in ('no_rcl', 'random', 'learned', 'picture', 'no_relation')}
 
-register_experiment(Experiment('camvid', 'FCN on CamVid, street scenes at 240×180', run_on_photos, dict(fcn=model_variant('fcn')), _PHOTOS, needs=PHOTOS))
-register_experiment(Experiment('ccp', 'FCN on Clothing Co-Parsing at 200×304, the 31 classes in at least 35 training photographs', run_on_photos,
-    dict(fcn=model_variant('fcn')), _CLOTHES, needs=PHOTOS))
-register_experiment(Experiment('ccp-frozen', 'Heads on frozen SqueezeNet features of Clothing Co-Parsing, 31 classes', run_on_frozen_features,
-    CONTROLS | _FROZEN_HEADS, FROZEN_CLOTHES, needs=PHOTOS));
+register_experiment(
+    Experiment(
+        'camvid',
+        'FCN on CamVid, street scenes at 240×180',
+        run_on_photos,
+        dict(fcn=model_variant('fcn')),
+        _PHOTOS,
+        needs=PHOTOS,
+    )
+)
+register_experiment(
+    Experiment(
+        'ccp',
+        'FCN on Clothing Co-Parsing at 200×304, the 31 classes in at least 35 training photographs',
+        run_on_photos,
+        dict(fcn=model_variant('fcn')),
+        _CLOTHES,
+        needs=PHOTOS,
+    )
+)
+register_experiment(
+    Experiment(
+        'ccp-frozen',
+        'Heads on frozen SqueezeNet features of Clothing Co-Parsing, 31 classes',
+        run_on_frozen_features,
+        CONTROLS | _FROZEN_HEADS,
+        FROZEN_CLOTHES,
+        needs=PHOTOS,
+    )
+);
 
 # %% ../../nbs/experiments/21_suites.ipynb #64087a48
 def gap_closed(
     value: float,  # what a method reaches
     local: float,  # ceiling of a window
-    full: float,   # ceiling of the whole picture
+    full: float,  # ceiling of the whole picture
 ) -> float:  # 0: no more than the window allows; 1: all that context can give
     "Share of the gap between the two ceilings that is closed"
-    return (value - local)/(full - local)
+    return (value - local) / (full - local)

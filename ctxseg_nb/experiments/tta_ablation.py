@@ -4,11 +4,15 @@
 
 # %% ../../nbs/experiments/24_tta_ablation.ipynb #eef9e032
 from __future__ import annotations
-import json, time
+
+import json
+import time
 from dataclasses import asdict, replace
 from functools import lru_cache
+
 import numpy as np
 from torch import nn
+
 from ..core import DatasetInfo
 from ..data.dataloaders import VALID_SEED
 from ..data.scenes import ContextScenes
@@ -20,7 +24,6 @@ from .suites import PHOTOS, SCENES
 from ..training.config import TrainConfig
 from ..training.train import config_dataset, train
 
-
 # %% auto #0
 __all__ = ['trained_once', 'score_tta', 'run_tta_on_scenes', 'run_tta_on_photos', 'print_tta']
 
@@ -29,6 +32,7 @@ __all__ = ['trained_once', 'score_tta', 'run_tta_on_scenes', 'run_tta_on_photos'
 def _trained(text, path):
     "The model of a configuration, which is given as JSON, in evaluation mode"
     return train(TrainConfig(**json.loads(text)), path, validate=False).model.eval()
+
 
 def trained_once(
     config: TrainConfig,
@@ -40,17 +44,17 @@ def trained_once(
 # %% ../../nbs/experiments/24_tta_ablation.ipynb #f49fc14b
 def score_tta(
     net: nn.Module,  # a model in evaluation mode
-    items: list,     # (picture, mask) pairs, each of its own size
+    items: list,  # (picture, mask) pairs, each of its own size
     info: DatasetInfo,  # of the data set
     size: tuple[int, int],  # (H, W) of the pictures in training: scale 1 and the windows, pixels
-    **tta,           # to `Predictor.multiscale`: `scales`, `flip`
+    **tta,  # to `Predictor.multiscale`: `scales`, `flip`
 ) -> tuple[dict, np.ndarray]:  # metrics, with the seconds a picture takes; (n, K, 3) counts
     "Score a model on whole pictures with test-time augmentation"
     predictor = Predictor.multiscale(net, size, **dict(scales=(1,), flip=False) | tta)
     predictor(items[0][0])
     start = time.process_time()
     counts = evaluate(predictor, items, info.n_classes)
-    seconds = (time.process_time() - start)/len(counts)
+    seconds = (time.process_time() - start) / len(counts)
     return compute_metrics(counts, info) | dict(seconds_per_picture=seconds), counts
 
 # %% ../../nbs/experiments/24_tta_ablation.ipynb #54e87fc4
@@ -62,9 +66,10 @@ def run_tta_on_scenes(
     scenes = ContextScenes(config.n_valid, config.picture_size[0], VALID_SEED)
     return score_tta(trained_once(config), list(scenes), scenes.info, config.picture_size, **(tta or {}))
 
+
 def run_tta_on_photos(
     config: TrainConfig,
-    path: str,     # folder of the data set
+    path: str,  # folder of the data set
     weights: str,  # of the backbone
     tta: dict | None = None,  # how to score: options of `Predictor.multiscale`, `scales` and `flip`
 ) -> tuple[dict, np.ndarray]:  # metrics, (n, K, 3) counts
@@ -73,12 +78,34 @@ def run_tta_on_photos(
     return score_tta(net, list(read_split(ds)), ds.info, config.picture_size, **(tta or {}))
 
 # %% ../../nbs/experiments/24_tta_ablation.ipynb #83b37311
-_WAYS = dict(one={}, flip=dict(tta=dict(flip=True)), scales=dict(tta=dict(scales=list(SCALES))), both=dict(tta=dict(scales=list(SCALES), flip=True)))
+_WAYS = dict(
+    one={},
+    flip=dict(tta=dict(flip=True)),
+    scales=dict(tta=dict(scales=list(SCALES))),
+    both=dict(tta=dict(scales=list(SCALES), flip=True)),
+)
 
-register_experiment(Experiment('tta', 'One view, its mirror image, six scales, both, and the smaller and larger scales alone, on the embedded scenes', run_tta_on_scenes,
-    _WAYS | dict(smaller=dict(tta=dict(scales=[.5, .75, 1])), larger=dict(tta=dict(scales=[1, 1.25, 1.5, 1.75]))), SCENES, baseline='one'))
-register_experiment(Experiment('tta-camvid', 'One view, its mirror image, six scales, and both, on CamVid at the full size of its masks', run_tta_on_photos,
-    _WAYS, TrainConfig(backbone='squeezenet1_0', head_lr=10, data='camvid', size=(180, 240), bs=8, epochs=8, lr=2e-4), baseline='one', needs=PHOTOS));
+register_experiment(
+    Experiment(
+        'tta',
+        'One view, its mirror image, six scales, both, and the smaller and larger scales alone, on the embedded scenes',
+        run_tta_on_scenes,
+        _WAYS | dict(smaller=dict(tta=dict(scales=[0.5, 0.75, 1])), larger=dict(tta=dict(scales=[1, 1.25, 1.5, 1.75]))),
+        SCENES,
+        baseline='one',
+    )
+)
+register_experiment(
+    Experiment(
+        'tta-camvid',
+        'One view, its mirror image, six scales, and both, on CamVid at the full size of its masks',
+        run_tta_on_photos,
+        _WAYS,
+        TrainConfig(backbone='squeezenet1_0', head_lr=10, data='camvid', size=(180, 240), bs=8, epochs=8, lr=2e-4),
+        baseline='one',
+        needs=PHOTOS,
+    )
+);
 
 # %% ../../nbs/experiments/24_tta_ablation.ipynb #c2bb960b
 def print_tta(
@@ -89,7 +116,10 @@ def print_tta(
     unit = rows[results['baseline']]['seconds_per_picture'][0]
     print(f'{"":8}{"mean IoU":>14}{"gain":>8}{"95 % interval":>16}{"time":>8}')
     for variant, row in rows.items():
-        (miou, spread, n), d, slower = row['miou'], against.get(variant), row['seconds_per_picture'][0]/unit
-        seeds, interval = f' ± {100*spread:4.1f}' if n > 1 else '', '[{:+.1f}, {:+.1f}]'.format(100*d['low'], 100*d['high']) if d else ''
-        gain = f'{100*d["difference"]:+.1f}' if d else ''
-        print(f'{variant:8}{100*miou:7.1f}{seeds:7}{gain:>8}{interval:>16}{slower:7.1f}×')
+        (miou, spread, n), d, slower = row['miou'], against.get(variant), row['seconds_per_picture'][0] / unit
+        seeds, interval = (
+            f' ± {100 * spread:4.1f}' if n > 1 else '',
+            '[{:+.1f}, {:+.1f}]'.format(100 * d['low'], 100 * d['high']) if d else '',
+        )
+        gain = f'{100 * d["difference"]:+.1f}' if d else ''
+        print(f'{variant:8}{100 * miou:7.1f}{seeds:7}{gain:>8}{interval:>16}{slower:7.1f}×')

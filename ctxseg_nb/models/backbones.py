@@ -4,13 +4,18 @@
 
 # %% ../../nbs/models/02_backbones.ipynb #56f94274
 from __future__ import annotations
-import inspect, os
+
+import inspect
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-import torch, torch.nn.functional as F
+
+import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import nn
+
 from ..core import Registry, check_options, check_positive, unknown_name
 
 # %% auto #0
@@ -24,64 +29,77 @@ PADDING = 'replicate'  # of every 3×3 convolution made here; as `padding_mode` 
 
 # %% ../../nbs/models/02_backbones.ipynb #82dfa47c
 def conv_bn_relu(
-    cin: int,           # channels in
-    cout: int,          # channels out
-    k: int = 3,         # kernel size, odd
-    stride: int = 1,    # cells between two outputs
+    cin: int,  # channels in
+    cout: int,  # channels out
+    k: int = 3,  # kernel size, odd
+    stride: int = 1,  # cells between two outputs
     dilation: int = 1,  # cells between two taps of the kernel
     relu: bool = True,  # end with a ReLU?
 ) -> nn.Sequential:
     "Convolution, batch norm, ReLU: (B, cin, H, W) → (B, cout, ⌈H/stride⌉, ⌈W/stride⌉)"
-    conv = nn.Conv2d(cin, cout, k, stride, dilation*(k//2), dilation, bias=False, padding_mode=PADDING if k > 1 else 'zeros')
-    return nn.Sequential(conv, nn.BatchNorm2d(cout), *[nn.ReLU(inplace=True)]*relu)
+    conv = nn.Conv2d(
+        cin, cout, k, stride, dilation * (k // 2), dilation, bias=False, padding_mode=PADDING if k > 1 else 'zeros'
+    )
+    return nn.Sequential(conv, nn.BatchNorm2d(cout), *[nn.ReLU(inplace=True)] * relu)
 
 # %% ../../nbs/models/02_backbones.ipynb #1518be91
 class ResBlock(nn.Module):
     "Two 3×3 convolutions and a way around them: relu(x + F(x)) (He et al. 2016, eqs. 1 and 2)"
-    def __init__(self,
-        cin: int,       # channels in
-        cout: int,      # channels out
+
+    def __init__(
+        self,
+        cin: int,  # channels in
+        cout: int,  # channels out
         stride: int = 1,  # of the first convolution
         dilations: tuple[int, int] = (1, 1),  # of the two convolutions
     ) -> None:
         super().__init__()
         d1, d2 = dilations
-        self.body = nn.Sequential(conv_bn_relu(cin, cout, 3, stride, d1), conv_bn_relu(cout, cout, 3, 1, d2, relu=False))
+        self.body = nn.Sequential(
+            conv_bn_relu(cin, cout, 3, stride, d1), conv_bn_relu(cout, cout, 3, 1, d2, relu=False)
+        )
         self.skip = conv_bn_relu(cin, cout, 1, stride, relu=False) if cin != cout or stride > 1 else nn.Identity()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor: return F.relu(self.body(x) + self.skip(x))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.body(x) + self.skip(x))
 
 # %% ../../nbs/models/02_backbones.ipynb #80e63ce0
 class SequentialBackbone(nn.Module):
     "A chain of stages as a backbone: each stage's output is a map"
-    def __init__(self,
-        *stages: nn.Module,   # from image to coarsest map
+
+    def __init__(
+        self,
+        *stages: nn.Module,  # from image to coarsest map
         channels: list[int],  # of each stage's output
-        strides: list[int],   # of each stage's output, pixels
+        strides: list[int],  # of each stage's output, pixels
     ) -> None:
         super().__init__()
         self.stages, self.channels, self.strides = nn.ModuleList(stages), channels, strides
 
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]: return [x := stage(x) for stage in self.stages]
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [x := stage(x) for stage in self.stages]
 
 # %% ../../nbs/models/02_backbones.ipynb #ab8bfb06
 def tiny_resnet(
-    width: int = 32,         # channels of the first map; the second has twice as many
+    width: int = 32,  # channels of the first map; the second has twice as many
     output_stride: int = 4,  # pixels between two cells of the last map: 4, 2 or 1
 ) -> SequentialBackbone:  # two maps; at output stride 4 they have strides 2 and 4
     "The teaching backbone: a stem and two residual blocks, 23 px receptive field at any `output_stride`"
     check_positive(width=width)
-    if output_stride not in (1, 2, 4): raise ValueError(f'tiny_resnet: expected output_stride 1, 2 or 4, found {output_stride}')
-    s1, s2 = [(1, 1), (2, 1), (2, 2)][output_stride//2]  # strides of the stem and of the second block
-    d1, d2 = 2//s1, 4//(s1*s2)  # the dilation behind each of them
+    if output_stride not in (1, 2, 4):
+        raise ValueError(f'tiny_resnet: expected output_stride 1, 2 or 4, found {output_stride}')
+    s1, s2 = [(1, 1), (2, 1), (2, 2)][output_stride // 2]  # strides of the stem and of the second block
+    d1, d2 = 2 // s1, 4 // (s1 * s2)  # the dilation behind each of them
     fine = nn.Sequential(conv_bn_relu(3, width, stride=s1), ResBlock(width, width, dilations=(d1, d1)))
-    return SequentialBackbone(fine, ResBlock(width, 2*width, s2, (d1, d2)), channels=[width, 2*width], strides=[s1, s1*s2])
+    return SequentialBackbone(
+        fine, ResBlock(width, 2 * width, s2, (d1, d2)), channels=[width, 2 * width], strides=[s1, s1 * s2]
+    )
 
 # %% ../../nbs/models/02_backbones.ipynb #3e26f551
 @torch.enable_grad()
 def effective_receptive_field(
-    net: nn.Module,   # a backbone, or any network that gives a map or a list of maps
-    size: int = 96,   # side of the random pictures, pixels
+    net: nn.Module,  # a backbone, or any network that gives a map or a list of maps
+    size: int = 96,  # side of the random pictures, pixels
     level: int = -1,  # which map, where `net` gives several
 ) -> torch.Tensor:  # (size, size), zero outside of the receptive field
     "Mean absolute gradient of the central cell with respect to four random pictures"
@@ -90,12 +108,12 @@ def effective_receptive_field(
     out = net.eval()(x)
     net.train(was)
     f = out[level] if isinstance(out, (list, tuple)) else out
-    return torch.autograd.grad(f[..., f.shape[-2]//2, f.shape[-1]//2].sum(), x)[0].abs().mean((0, 1))
+    return torch.autograd.grad(f[..., f.shape[-2] // 2, f.shape[-1] // 2].sum(), x)[0].abs().mean((0, 1))
 
 # %% ../../nbs/models/02_backbones.ipynb #afd32efe
 def receptive_field(
-    net: nn.Module,   # a backbone, or any network that gives a map or a list of maps
-    size: int = 96,   # side of the random pictures; the answer cannot exceed it
+    net: nn.Module,  # a backbone, or any network that gives a map or a list of maps
+    size: int = 96,  # side of the random pictures; the answer cannot exceed it
     level: int = -1,  # which map, where `net` gives several
 ) -> int:  # pixels
     "Side of the window that the central cell sees, measured by `effective_receptive_field`"
@@ -107,18 +125,23 @@ def _dilate(chain, output_stride):
     "Turn the pools of a VGG beyond `output_stride` into dilation of everything behind them"
     stride = d = 1
     for name, m in list(chain.named_children()):
-        if isinstance(m, nn.MaxPool2d) and stride < output_stride: stride *= 2
+        if isinstance(m, nn.MaxPool2d) and stride < output_stride:
+            stride *= 2
         elif isinstance(m, nn.MaxPool2d):
             setattr(chain, name, nn.Sequential(nn.ReplicationPad2d((0, d, 0, d)), nn.MaxPool2d(2, 1, dilation=d)))
             d *= 2
-        elif isinstance(m, nn.Conv2d): m.dilation = m.padding = (d, d)
+        elif isinstance(m, nn.Conv2d):
+            m.dilation = m.padding = (d, d)
     return chain
 
 # %% ../../nbs/models/02_backbones.ipynb #22e47156
 class TimmBackbone(nn.Module):
-    "A `features_only` network of timm; maps have ⌈H/stride⌉ cells. `fuse` joins all maps but the stem's at the finest size"
-    def __init__(self,
-        net: nn.Module,      # gives a list of maps, has timm's `feature_info`
+    """A `features_only` network of timm; maps have ⌈H/stride⌉ cells. `fuse` joins all maps but the stem's at the
+    finest size"""
+
+    def __init__(
+        self,
+        net: nn.Module,  # gives a list of maps, has timm's `feature_info`
         strides: list[int],  # of its maps, pixels
         fuse: bool = False,  # one joined map rather than a list?
     ) -> None:
@@ -133,18 +156,24 @@ class TimmBackbone(nn.Module):
         if self.fuse:
             size = maps[1].shape[-2:]
             maps = [torch.cat([F.interpolate(f, size=size, mode='bilinear', align_corners=False) for f in maps[1:]], 1)]
-        return [f[..., :-(-h//s), :-(-w//s)] for f, s in zip(maps, self.strides)]
+        return [f[..., : -(-h // s), : -(-w // s)] for f, s in zip(maps, self.strides)]
 
 # %% ../../nbs/models/02_backbones.ipynb #f7a0cede
 def _create(name, pretrained, **kw):
     import timm
-    if pretrained and not timm.models.is_model_pretrained(name): raise ValueError(f'{name}: timm has no pretrained weights of this network')
-    try: return timm.create_model(name, features_only=True, pretrained=pretrained, **kw)
-    except (AssertionError, TypeError, ValueError, NotImplementedError): raise
-    except Exception as e:   # of the hub's client, which has many kinds
+
+    if pretrained and not timm.models.is_model_pretrained(name):
+        raise ValueError(f'{name}: timm has no pretrained weights of this network')
+    try:
+        return timm.create_model(name, features_only=True, pretrained=pretrained, **kw)
+    except (AssertionError, TypeError, ValueError, NotImplementedError):
+        raise
+    except Exception as e:  # of the hub's client, which has many kinds
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
-        if not pretrained: raise ValueError(f'{name}: timm cannot make its feature maps ({reason})') from e
+        if not pretrained:
+            raise ValueError(f'{name}: timm cannot make its feature maps ({reason})') from e
         raise OSError(f'{name}: the pretrained weights cannot be had ({reason})') from e
+
 
 def _undilatable(name, output_stride):
     strides = _create(name, False).feature_info.reduction()
@@ -153,13 +182,16 @@ def _undilatable(name, output_stride):
 
 # %% ../../nbs/models/02_backbones.ipynb #40ad2a3b
 def timm_backbone(
-    name: str,                 # as in `timm.list_models()`
-    output_stride: int = 8,    # pixels between two cells of the last map; HRNet keeps its 4
+    name: str,  # as in `timm.list_models()`
+    output_stride: int = 8,  # pixels between two cells of the last map; HRNet keeps its 4
     pretrained: bool = False,  # weights from timm's hub? Raises `OSError` where they cannot be had
 ) -> TimmBackbone:
-    "A network of timm, dilated to `output_stride`. Raises `ValueError` for an unknown name or a network that cannot be dilated"
+    """A network of timm, dilated to `output_stride`. Raises `ValueError` for an unknown name or a network that
+    cannot be dilated"""
     import timm
-    if not timm.is_model(name): raise unknown_name('backbone', name, [*BACKBONES, *timm.list_models()])
+
+    if not timm.is_model(name):
+        raise unknown_name('backbone', name, [*BACKBONES, *timm.list_models()])
     if name.startswith('hrnet'):
         net = _create(name, pretrained, feature_location='')
         return TimmBackbone(net, net.feature_info.reduction(), fuse=True)
@@ -169,68 +201,107 @@ def timm_backbone(
     if name.startswith('vgg'):
         net = _dilate(_create(name, pretrained), output_stride)
         return TimmBackbone(net, [min(s, output_stride) for s in net.feature_info.reduction()])
-    try: net = _create(name, pretrained, output_stride=output_stride)
-    except (AssertionError, TypeError, ValueError, NotImplementedError) as e: raise _undilatable(name, output_stride) from e
+    try:
+        net = _create(name, pretrained, output_stride=output_stride)
+    except (AssertionError, TypeError, ValueError, NotImplementedError) as e:
+        raise _undilatable(name, output_stride) from e
     return TimmBackbone(net, net.feature_info.reduction())
 
 # %% ../../nbs/models/02_backbones.ipynb #10d7d120
 def _open_one(path):
-    "`safe_open` opens a path twice, for its head and for its values. Where the file was replaced between the two, open it again"
-    def identity(): return (s := os.stat(path)).st_dev, s.st_ino, s.st_size, s.st_mtime_ns
+    """`safe_open` opens a path twice, for its head and for its values. Where the file was replaced between the two,
+    open it again"""
+
+    def identity():
+        return (s := os.stat(path)).st_dev, s.st_ino, s.st_size, s.st_mtime_ns
+
     while True:
         before = identity()
-        try: file = safe_open(path, 'pt')
+        try:
+            file = safe_open(path, 'pt')
         except Exception:
-            if before == identity(): raise
+            if before == identity():
+                raise
         else:
-            if before == identity(): return file
+            if before == identity():
+                return file
+
 
 @contextmanager
 def open_tensors(
     path: str | Path,  # a safetensors file
-) -> Iterator[safe_open]:  # `keys()`, `get_slice(name)`, `get_tensor(name)` and `metadata()`, all of one and the same file
-    "A file's tensors, which are read one by one when asked for. Raises `FileNotFoundError`, or `ValueError` where the file is broken"
-    if not Path(path).is_file(): raise FileNotFoundError(f'{path}: no such file')
+) -> Iterator[
+    safe_open
+]:  # `keys()`, `get_slice(name)`, `get_tensor(name)` and `metadata()`, all of one and the same file
+    """A file's tensors, which are read one by one when asked for. Raises `FileNotFoundError`, or `ValueError` where
+    the file is broken"""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'{path}: no such file')
     try:
-        with _open_one(path) as file: yield file
-    except SafetensorError as e: raise ValueError(f'{path}: expected a safetensors file, found a truncated or other one ({e})') from e
+        with _open_one(path) as file:
+            yield file
+    except SafetensorError as e:
+        raise ValueError(f'{path}: expected a safetensors file, found a truncated or other one ({e})') from e
+
 
 def read_tensors(
     path: str | Path,  # a safetensors file
 ) -> dict[str, torch.Tensor]:
     "The tensors of a file by name. Raises `FileNotFoundError`, or `ValueError` where the file is broken"
-    with open_tensors(path) as file: return {k: file.get_tensor(k) for k in file.keys()}
+    with open_tensors(path) as file:
+        return {k: file.get_tensor(k) for k in file.keys()}
 
 # %% ../../nbs/models/02_backbones.ipynb #41dc9a57
 _TYPES = {torch.bool: 'BOOL', torch.uint8: 'U8', torch.int32: 'I32', torch.int64: 'I64'}  # as safetensors calls them
 
+
 def check_fit(
-    net: nn.Module,     # on any device, `meta` too
-    file: safe_open,    # from `open_tensors`; only its head is read
-    path: str | Path,   # of the file, for the error
+    net: nn.Module,  # on any device, `meta` too
+    file: safe_open,  # from `open_tensors`; only its head is read
+    path: str | Path,  # of the file, for the error
     skip: str | None = None,  # tensors whose names begin so are left out
 ) -> list[str]:  # names of the tensors
     "Raise `ValueError` naming file and tensor where names, shapes or types are not those of `net`"
-    def kind(want): return 'floating' if want.is_floating_point() else _TYPES.get(want.dtype)
+
+    def kind(want):
+        return 'floating' if want.is_floating_point() else _TYPES.get(want.dtype)
+
     have = {k: file.get_slice(k) for k in file.keys() if not (skip and k.startswith(skip))}
-    have = {k: (tuple(s.get_shape()), 'floating' if s.get_dtype().startswith(('F', 'BF')) else s.get_dtype()) for k, s in have.items()}
+    have = {
+        k: (tuple(s.get_shape()), 'floating' if s.get_dtype().startswith(('F', 'BF')) else s.get_dtype())
+        for k, s in have.items()
+    }
     need = {k: (tuple(t.shape), kind(t)) for k, t in net.state_dict().items()}
-    def told(entry): return 'no such tensor' if entry is None else f'{entry[0]}' if entry[1] == 'floating' else f'{entry[0]} {entry[1]}'
-    faults = [f'{k}: expected {told(need.get(k))}, found {told(have.get(k))}' for k in need | have if need.get(k) != have.get(k)]
-    if faults: raise ValueError(f'{path} does not fit, {len(faults)} tensors differ; {"; ".join(faults[:3])}')
+
+    def told(entry):
+        return (
+            'no such tensor' if entry is None else f'{entry[0]}' if entry[1] == 'floating' else f'{entry[0]} {entry[1]}'
+        )
+
+    faults = [
+        f'{k}: expected {told(need.get(k))}, found {told(have.get(k))}'
+        for k in need | have
+        if need.get(k) != have.get(k)
+    ]
+    if faults:
+        raise ValueError(f'{path} does not fit, {len(faults)} tensors differ; {"; ".join(faults[:3])}')
     return list(have)
 
+
 def load_tensors(
-    net: nn.Module,    # gets the weights
+    net: nn.Module,  # gets the weights
     path: str | Path,  # a safetensors file
     skip: str | None = None,  # tensors whose names begin so are left out
 ) -> nn.Module:  # `net`
-    "Copy a file's tensors into `net`. Raises `ValueError` naming file and tensor where they do not fit or are not finite"
-    with open_tensors(path) as file: return copy_tensors(net, file, path, skip)
+    """Copy a file's tensors into `net`. Raises `ValueError` naming file and tensor where they do not fit or are not
+    finite"""
+    with open_tensors(path) as file:
+        return copy_tensors(net, file, path, skip)
+
 
 def copy_tensors(
-    net: nn.Module,    # gets the weights
-    file: safe_open,   # from `open_tensors`
+    net: nn.Module,  # gets the weights
+    file: safe_open,  # from `open_tensors`
     path: str | Path,  # of the file, for errors
     skip: str | None = None,  # tensors whose names begin so are left out
 ) -> nn.Module:  # `net`
@@ -238,24 +309,32 @@ def copy_tensors(
     tensors = {k: file.get_tensor(k) for k in check_fit(net, file, path, skip)}
     for k, t in tensors.items():
         if t.is_floating_point() and not (finite := t.float().isfinite()).all():
-            raise ValueError(f'{path}: {k}: expected finite numbers, found {int((~finite).sum())} of {t.numel()} that are nan or infinite')
+            raise ValueError(
+                f'{path}: {k}: expected finite numbers, found {int((~finite).sum())} of {t.numel()} that are nan or '
+                'infinite'
+            )
     net.load_state_dict(tensors)
     return net
 
 # %% ../../nbs/models/02_backbones.ipynb #5df54fc7
 class SqueezeNet(nn.Module):
     "The trunk of torchvision's SqueezeNet 1.0 as a backbone of four maps"
+
     strides_at = {1: 2, 5: 4, 10: 8, 12: 16}  # index in `features` → stride of the map taken there
 
-    def __init__(self,
+    def __init__(
+        self,
         output_stride: int = 8,  # pixels between two cells of the last map: 8 drops the last pool, 16 keeps it
     ) -> None:
         super().__init__()
         from torchvision.models import squeezenet1_0
-        if output_stride not in (8, 16): raise ValueError(f'squeezenet1_0: expected output_stride 8 or 16, found {output_stride}')
+
+        if output_stride not in (8, 16):
+            raise ValueError(f'squeezenet1_0: expected output_stride 8 or 16, found {output_stride}')
         self.features = squeezenet1_0().features
         self.features[6] = nn.MaxPool2d(3, 2, padding=1)
-        if output_stride == 8: self.features[11] = nn.Identity()
+        if output_stride == 8:
+            self.features[11] = nn.Identity()
         self.channels, self.strides = [96, 256, 512, 512], [min(s, output_stride) for s in self.strides_at.values()]
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
@@ -263,38 +342,52 @@ class SqueezeNet(nn.Module):
         x, maps = F.pad(x, (2, 3 + -w % m, 2, 3 + -h % m), PADDING), []
         for i, layer in enumerate(self.features):
             x = layer(x)
-            if i in self.strides_at: maps.append(x)
-        return [f[..., :-(-h//s), :-(-w//s)] for f, s in zip(maps, self.strides)]
+            if i in self.strides_at:
+                maps.append(x)
+        return [f[..., : -(-h // s), : -(-w // s)] for f, s in zip(maps, self.strides)]
 
 # %% ../../nbs/models/02_backbones.ipynb #aeb61559
 def _imagenet():
     from torchvision.models import SqueezeNet1_0_Weights
-    try: return SqueezeNet1_0_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except OSError as e: raise OSError(f'squeezenet1_0: no pretrained weights ({e})') from e
+
+    try:
+        return SqueezeNet1_0_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except OSError as e:
+        raise OSError(f'squeezenet1_0: no pretrained weights ({e})') from e
 
 # %% ../../nbs/models/02_backbones.ipynb #c5351ea8
 def squeezenet1_0(
     weights: str | Path | None = None,  # 'imagenet' downloads torchvision's; a path reads a safetensors file
-    output_stride: int = 8,             # 8 or 16, pixels
+    output_stride: int = 8,  # 8 or 16, pixels
 ) -> SqueezeNet:
-    "SqueezeNet 1.0 (Iandola et al. 2016). Raises `ValueError` or `FileNotFoundError` naming file and tensor, `OSError` without network"
+    """SqueezeNet 1.0 (Iandola et al. 2016). Raises `ValueError` or `FileNotFoundError` naming file and tensor,
+    `OSError` without network"""
     net = SqueezeNet(output_stride)
-    if weights == 'imagenet': net.load_state_dict({k: v for k, v in _imagenet().items() if k.startswith('features.')})
-    elif weights is not None: load_tensors(net, weights, skip='classifier.')
+    if weights == 'imagenet':
+        net.load_state_dict({k: v for k, v in _imagenet().items() if k.startswith('features.')})
+    elif weights is not None:
+        load_tensors(net, weights, skip='classifier.')
     return net
 
 # %% ../../nbs/models/02_backbones.ipynb #8e8d7f30
-BACKBONES = Registry('backbone', 'ctxseg_nb.models')  # name → function that gives a backbone; every other name is timm's
+BACKBONES = Registry(
+    'backbone', 'ctxseg_nb.models'
+)  # name → function that gives a backbone; every other name is timm's
 BACKBONES.register('tiny')(tiny_resnet)
 BACKBONES.register('squeezenet1_0')(squeezenet1_0)
+
 
 def check_backbone(
     name: str,  # as in `create_backbone`
 ) -> None:
     "Raise `ValueError` with the closest names for a backbone that neither this library nor timm knows"
-    if name in BACKBONES: return
+    if name in BACKBONES:
+        return
     import timm
-    if not timm.is_model(name): raise unknown_name('backbone', name, [*BACKBONES, *timm.list_models()])
+
+    if not timm.is_model(name):
+        raise unknown_name('backbone', name, [*BACKBONES, *timm.list_models()])
+
 
 def create_backbone(
     name: str,  # a key of `BACKBONES` or a network of timm
@@ -302,18 +395,25 @@ def create_backbone(
 ) -> nn.Module:  # a backbone with `channels` and `strides`
     "A backbone by name. Raises `ValueError` with the closest names for an unknown one, and for an unknown option"
     check_backbone(name)
-    check_options(f'the backbone {name}', *((BACKBONES[name], options) if name in BACKBONES else (timm_backbone, options, 1)))
+    check_options(
+        f'the backbone {name}', *((BACKBONES[name], options) if name in BACKBONES else (timm_backbone, options, 1))
+    )
     return BACKBONES[name](**options) if name in BACKBONES else timm_backbone(name, **options)
 
 # %% ../../nbs/models/02_backbones.ipynb #5e0c1b02
 def backbone_weights(
-    name: str,            # as in `create_backbone`
+    name: str,  # as in `create_backbone`
     weights: str | Path | None,  # 'imagenet', or a safetensors file; untrained where not given
 ) -> dict:  # options for `create_backbone`
-    "How `create_backbone` is told to begin with trained weights. Raises `ValueError` for a backbone without, and for a file that it does not read"
-    if weights is None: return {}
+    """How `create_backbone` is told to begin with trained weights. Raises `ValueError` for a backbone without, and
+    for a file that it does not read"""
+    if weights is None:
+        return {}
     check_backbone(name)
-    if name in BACKBONES and 'weights' in inspect.signature(BACKBONES[name]).parameters: return dict(weights=weights)
-    if name in BACKBONES: raise ValueError(f'weights: there are none for the backbone {name}, found {weights}')
-    if weights != 'imagenet': raise ValueError(f"weights: expected 'imagenet' for {name}, a network of timm, found {weights}")
+    if name in BACKBONES and 'weights' in inspect.signature(BACKBONES[name]).parameters:
+        return dict(weights=weights)
+    if name in BACKBONES:
+        raise ValueError(f'weights: there are none for the backbone {name}, found {weights}')
+    if weights != 'imagenet':
+        raise ValueError(f"weights: expected 'imagenet' for {name}, a network of timm, found {weights}")
     return dict(pretrained=True)

@@ -4,13 +4,27 @@
 
 # %% ../../nbs/models/09_cfnet.ipynb #45a95e55
 from __future__ import annotations
-import torch, torch.nn.functional as F
+
+import torch
+import torch.nn.functional as F
 from torch import nn
+
 from ..core import at_least_float32, check_positive, check_share, full_precision
 from .backbones import PADDING, conv_bn_relu
 from .encnet import ContextEncoding, SELoss
-from .segmentor import ContextFusion, Head, LossTerm, MODELS, Segmentor
-from .segmentor import check_images, classifier, conv_pooled, create_model, head_width, upsample
+from ctxseg_nb.models.segmentor import (
+    MODELS,
+    ContextFusion,
+    Head,
+    LossTerm,
+    Segmentor,
+    check_images,
+    classifier,
+    conv_pooled,
+    create_model,
+    head_width,
+    upsample,
+)
 
 # %% auto #0
 __all__ = ['contextual_prior', 'cooccurrence_prob', 'mixture_attention', 'CFM', 'ACF', 'acf_mixtures', 'GlobalPooling', 'CFHead',
@@ -21,15 +35,18 @@ def contextual_prior(
     v: torch.Tensor,  # (B, M, N_t, d) target vectors, in M chunks
     w: torch.Tensor,  # (M, M·d), or (B, M, M·d) where every row of the batch has its own
 ) -> torch.Tensor:  # (B, M), sums to one over M; at least float32
-    "Weights of the mixture: softmax over k of w_k·v̄, v̄ the mean over positions of the target vector (Zhang et al. 2019, below eq. 2)"
-    if v.ndim != 4 or w.shape[-2:] != (v.shape[1], v.shape[1]*v.shape[3]):
+    """Weights of the mixture: softmax over k of w_k·v̄, v̄ the mean over positions of the target vector (Zhang et
+    al. 2019, below eq. 2)"""
+    if v.ndim != 4 or w.shape[-2:] != (v.shape[1], v.shape[1] * v.shape[3]):
         raise ValueError(f'expected v (B, M, N_t, d) and w (M, M·d), found {tuple(v.shape)} and {tuple(w.shape)}')
     with full_precision(v):
         v, w = at_least_float32(v), at_least_float32(w)
         return (w @ v.mean(2).flatten(1)[..., None])[..., 0].softmax(1)
 
 # %% ../../nbs/models/09_cfnet.ipynb #614f0138
-def _check(u: torch.Tensor, v: torch.Tensor, psi: torch.Tensor | None = None, prior: torch.Tensor | None = None) -> None:
+def _check(
+    u: torch.Tensor, v: torch.Tensor, psi: torch.Tensor | None = None, prior: torch.Tensor | None = None
+) -> None:
     "Raise `ValueError` for shapes that do not fit each other"
     if u.ndim != 4 or v.ndim != 4 or u.shape[:2] != v.shape[:2] or u.shape[3] != v.shape[3]:
         raise ValueError(f'expected u (B, M, N_c, d) and v (B, M, N_t, d), found {tuple(u.shape)} and {tuple(v.shape)}')
@@ -38,119 +55,139 @@ def _check(u: torch.Tensor, v: torch.Tensor, psi: torch.Tensor | None = None, pr
     if prior is not None and prior.shape != u.shape[:2]:
         raise ValueError(f'prior: expected {tuple(u.shape[:2])}, found {tuple(prior.shape)}')
 
+
 def cooccurrence_prob(
     u: torch.Tensor,  # (B, M, N_c, d) co-occurrent vectors, in M chunks
     v: torch.Tensor,  # (B, M, N_t, d) target vectors
     prior: torch.Tensor | None = None,  # (B, M) weights of the mixture; all alike where not given
-    scale: float | None = None,         # factor of the dot products; 1/√(M·d) where not given
+    scale: float | None = None,  # factor of the dot products; 1/√(M·d) where not given
 ) -> torch.Tensor:  # (B, N_t, N_c), sums to one over N_c; at least float32
     "p(x_c|x_t), written down: for tests and pictures. Heads are folded into B (Zhang et al. 2019, eq. 2)"
     _check(u, v, prior=prior)
     with full_precision(u):
         u, v = at_least_float32(u), at_least_float32(v)
         M, d = u.shape[1], u.shape[3]
-        p = ((M*d)**-.5 if scale is None else scale)*(v @ u.mT)   # (B, M, N_t, N_c)
+        p = ((M * d) ** -0.5 if scale is None else scale) * (v @ u.mT)  # (B, M, N_t, N_c)
         p = p.softmax(3)
-        return p.mean(1) if prior is None else (prior.to(p)[..., None, None]*p).sum(1)
+        return p.mean(1) if prior is None else (prior.to(p)[..., None, None] * p).sum(1)
 
 # %% ../../nbs/models/09_cfnet.ipynb #195e0cba
 def mixture_attention(
-    u: torch.Tensor,    # (B, M, N_c, d) co-occurrent vectors, in M chunks
-    v: torch.Tensor,    # (B, M, N_t, d) target vectors
+    u: torch.Tensor,  # (B, M, N_c, d) co-occurrent vectors, in M chunks
+    v: torch.Tensor,  # (B, M, N_t, d) target vectors
     psi: torch.Tensor,  # (B, N_c, d_v) co-occurrent contexts
     prior: torch.Tensor | None = None,  # (B, M) weights of the mixture; all alike where not given
-    scale: float | None = None,         # factor of the dot products; 1/√(M·d) where not given
-    dropout: float = 0.,                # share of co-occurrent positions that are missing, drawn anew for each row of B
+    scale: float | None = None,  # factor of the dot products; 1/√(M·d) where not given
+    dropout: float = 0.0,  # share of co-occurrent positions that are missing, drawn anew for each row of B
 ) -> torch.Tensor:  # (B, N_t, d_v)
     "z_t = Σ_c p(x_c|x_t) ψ_c as a sum of M attentions, in memory O(M·N·d) (Zhang et al. 2019, eqs. 2 and 3)"
     _check(u, v, psi, prior)
     M, d, d_v = u.shape[1], u.shape[3], psi.shape[2]
-    width = -(-max(d, d_v)//8)*8   # one for all, and one that fused kernels like
-    if dropout: psi = psi*F.dropout(psi.new_ones(*psi.shape[:2], 1), dropout)
-    values = psi[:, None].expand(-1, M, -1, -1)/M if prior is None else prior.to(psi)[..., None, None]*psi[:, None]
+    width = -(-max(d, d_v) // 8) * 8  # one for all, and one that fused kernels like
+    if dropout:
+        psi = psi * F.dropout(psi.new_ones(*psi.shape[:2], 1), dropout)
+    values = psi[:, None].expand(-1, M, -1, -1) / M if prior is None else prior.to(psi)[..., None, None] * psi[:, None]
     v, u, values = (F.pad(t, (0, width - t.shape[3])).contiguous() for t in (v, u, values))
-    z = F.scaled_dot_product_attention(v, u, values, scale=(M*d)**-.5 if scale is None else scale)   # (B, M, N_t, width)
+    z = F.scaled_dot_product_attention(
+        v, u, values, scale=(M * d) ** -0.5 if scale is None else scale
+    )  # (B, M, N_t, width)
     return z[..., :d_v].sum(1)
 
 # %% ../../nbs/models/09_cfnet.ipynb #3e2ea274
 class CFM(nn.Module):
     """Co-occurrent feature model (Zhang et al. 2019, section 2.1): a map x and its co-occurrent positions c →
     u (B·H, K, N_c, d), v (B·H, K, N_t, d), π (B·H, K)"""
-    def __init__(self,
-        dim: int,           # channels of the maps, a multiple of n_heads·n_mix
-        n_heads: int = 4,   # H, attentions side by side
-        n_mix: int = 2,     # K, softmaxes in each of them
+
+    def __init__(
+        self,
+        dim: int,  # channels of the maps, a multiple of n_heads·n_mix
+        n_heads: int = 4,  # H, attentions side by side
+        n_mix: int = 2,  # K, softmaxes in each of them
         dilation: int = 4,  # of the 3×3 convolution of Φ, cells
     ) -> None:
         super().__init__()
-        if min(n_heads, n_mix) < 1: raise ValueError(f'expected n_heads and n_mix of at least 1, found {n_heads} and {n_mix}')
-        if dim % (n_heads*n_mix):
+        if min(n_heads, n_mix) < 1:
+            raise ValueError(f'expected n_heads and n_mix of at least 1, found {n_heads} and {n_mix}')
+        if dim % (n_heads * n_mix):
             raise ValueError(f'dim: expected a multiple of n_heads·n_mix = {n_heads}·{n_mix}, found {dim}')
-        self.chunks = n_heads, n_mix, dim//(n_heads*n_mix)   # H, K, d
+        self.chunks = n_heads, n_mix, dim // (n_heads * n_mix)  # H, K, d
         self.near = nn.Conv2d(dim, dim, 3, padding=dilation, dilation=dilation, bias=False, padding_mode=PADDING)
         self.phi = nn.Sequential(nn.BatchNorm1d(dim), nn.ReLU(inplace=True), nn.Conv1d(dim, dim, 1))
-        self.w = nn.Parameter(torch.zeros(n_heads, n_mix, dim//n_heads))
+        self.w = nn.Parameter(torch.zeros(n_heads, n_mix, dim // n_heads))
 
     def embed(self, *maps: torch.Tensor) -> torch.Tensor:
         "Φ of the positions of all maps, one list of them: (B, dim, ΣN)"
         return self.phi(torch.cat([self.near(m).flatten(2) for m in maps], 2))
 
     def forward(self, x: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        vu = self.embed(*((x,) if c is x else (x, c))).unflatten(1, self.chunks).flatten(0, 1).mT   # (B·H, K, N_t + N_c, d)
-        u, v = vu[:, :, -c[0, 0].numel():], vu[:, :, :x[0, 0].numel()]
+        vu = (
+            self.embed(*((x,) if c is x else (x, c))).unflatten(1, self.chunks).flatten(0, 1).mT
+        )  # (B·H, K, N_t + N_c, d)
+        u, v = vu[:, :, -c[0, 0].numel() :], vu[:, :, : x[0, 0].numel()]
         return u, v, contextual_prior(v, self.w.repeat(x.shape[0], 1, 1))
 
 # %% ../../nbs/models/09_cfnet.ipynb #ff00a1a0
 class ACF(nn.Module):
-    "Aggregated co-occurrent features: x (B, dim, h, w) → z, the same shape, in memory O(h·w) (Zhang et al. 2019, section 2.2 and figure 3)"
-    def __init__(self,
-        dim: int,            # channels in and out, a multiple of n_heads·n_mix
-        n_heads: int = 4,    # H, attentions side by side
-        n_mix: int = 2,      # K, softmaxes in each of them
-        dilation: int = 4,   # of the 3×3 convolution of Φ, cells
-        pool: bool = True,   # average 3×3 cells, every second one, before the co-occurrent side?
-        dropout: float = .1,  # share of co-occurrent positions missing to each head in training
+    """Aggregated co-occurrent features: x (B, dim, h, w) → z, the same shape, in memory O(h·w) (Zhang et al. 2019,
+    section 2.2 and figure 3)"""
+
+    def __init__(
+        self,
+        dim: int,  # channels in and out, a multiple of n_heads·n_mix
+        n_heads: int = 4,  # H, attentions side by side
+        n_mix: int = 2,  # K, softmaxes in each of them
+        dilation: int = 4,  # of the 3×3 convolution of Φ, cells
+        pool: bool = True,  # average 3×3 cells, every second one, before the co-occurrent side?
+        dropout: float = 0.1,  # share of co-occurrent positions missing to each head in training
         local: bool = False,  # the control: z = Φ(x) + Ψ(x)
     ) -> None:
         super().__init__()
         self.cfm, self.psi = CFM(dim, n_heads, n_mix, dilation), nn.Conv1d(dim, dim, 1)
         self.n_heads, self.pool, self.dropout, self.local = n_heads, pool, dropout, local
-        if local: self.cfm.w = None
+        if local:
+            self.cfm.w = None
 
     def cooccurrent(self, x: torch.Tensor) -> torch.Tensor:
         "The map of the co-occurrent side"
         return F.avg_pool2d(x, 3, 2, 1, count_include_pad=False) if self.pool else x
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.local: return (self.cfm.embed(x) + self.psi(x.flatten(2))).view_as(x)
+        if self.local:
+            return (self.cfm.embed(x) + self.psi(x.flatten(2))).view_as(x)
         c = self.cooccurrent(x)
-        psi = self.psi(c.flatten(2)).unflatten(1, (self.n_heads, -1)).flatten(0, 1).mT   # (B·H, N_c, d_v)
+        psi = self.psi(c.flatten(2)).unflatten(1, (self.n_heads, -1)).flatten(0, 1).mT  # (B·H, N_c, d_v)
         u, v, prior = self.cfm(x, c)
-        return mixture_attention(u, v, psi, prior, dropout=self.dropout*self.training).mT.reshape(x.shape)
+        return mixture_attention(u, v, psi, prior, dropout=self.dropout * self.training).mT.reshape(x.shape)
 
 # %% ../../nbs/models/09_cfnet.ipynb #b3b4bfca
 def acf_mixtures(
-    acf: ACF,           # not `local`
-    x: torch.Tensor,    # (B, dim, h, w)
+    acf: ACF,  # not `local`
+    x: torch.Tensor,  # (B, dim, h, w)
     cells: slice | list[int] = slice(None),  # targets, indices into the h·w positions
 ) -> tuple[torch.Tensor, torch.Tensor]:  # p_k(x_c|x_t) (B, H, K, N_t, h_c, w_c); π (B, H, K)
     "What `acf` averages with, each softmax by itself"
     c = acf.cooccurrent(x)
     u, v, prior = acf.cfm(x, c)
-    u_k, v_k = u.flatten(0, 1)[:, None], v[:, :, cells].flatten(0, 1)[:, None]   # (B·H·K, 1, N, d)
+    u_k, v_k = u.flatten(0, 1)[:, None], v[:, :, cells].flatten(0, 1)[:, None]  # (B·H·K, 1, N, d)
     H, K, d = acf.cfm.chunks
-    return cooccurrence_prob(u_k, v_k, scale=(K*d)**-.5).view(len(x), H, K, -1, *c.shape[2:]), prior.view(len(x), H, K)
+    return cooccurrence_prob(u_k, v_k, scale=(K * d) ** -0.5).view(len(x), H, K, -1, *c.shape[2:]), prior.view(
+        len(x), H, K
+    )
 
 # %% ../../nbs/models/09_cfnet.ipynb #72fbcd97
 class GlobalPooling(nn.Module):
-    "The mean of all positions, 1×1 convolution, ReLU, attached to each position: (B, dim, h, w) → the same shape (section 2.2)"
-    def __init__(self,
+    """The mean of all positions, 1×1 convolution, ReLU, attached to each position: (B, dim, h, w) → the same shape
+    (section 2.2)"""
+
+    def __init__(
+        self,
         dim: int,  # channels in and out
     ) -> None:
         super().__init__()
         self.conv = conv_pooled(dim, dim)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor: return self.conv(x.mean((2, 3), keepdim=True)).expand_as(x)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x.mean((2, 3), keepdim=True)).expand_as(x)
 
 # %% ../../nbs/models/09_cfnet.ipynb #68c455f5
 @MODELS.register('cfnet_local', local=True, dilation=1, global_pool=False)
@@ -158,19 +195,22 @@ class GlobalPooling(nn.Module):
 @MODELS.register('cfnet')
 class CFHead(Head):
     "Each position gathers what occurs together with it, and the mean of all (Zhang et al. 2019, figure 3)"
-    def __init__(self,
+
+    def __init__(
+        self,
         channels: list[int],  # the backbone's, fine to coarse
-        n_classes: int,       # of the labels
-        width: int | None = None,  # channels of all inner maps; `head_width`, up to a multiple of n_heads·n_mix, where not given
-        acf: bool = True,          # the ACF module?
+        n_classes: int,  # of the labels
+        width: int
+        | None = None,  # channels of all inner maps; `head_width`, up to a multiple of n_heads·n_mix, where not given
+        acf: bool = True,  # the ACF module?
         global_pool: bool = True,  # the global pooling branch?
-        encoding: bool = False,    # context encoding and SE-loss too? (table 2's "Enc")
-        dropout: float = .1,       # share of co-occurrent positions, and of channels before the classifier
-        n_heads: int = 4,          # H of `ACF`
-        n_mix: int = 2,            # K of `ACF`
-        dilation: int = 4,         # of `ACF`
-        pool: bool = True,         # of `ACF`
-        local: bool = False,       # of `ACF`
+        encoding: bool = False,  # context encoding and SE-loss too? (table 2's "Enc")
+        dropout: float = 0.1,  # share of co-occurrent positions, and of channels before the classifier
+        n_heads: int = 4,  # H of `ACF`
+        n_mix: int = 2,  # K of `ACF`
+        dilation: int = 4,  # of `ACF`
+        pool: bool = True,  # of `ACF`
+        local: bool = False,  # of `ACF`
     ) -> None:
         super().__init__()
         check_positive(n_heads=n_heads, n_mix=n_mix, dilation=dilation)
@@ -179,35 +219,36 @@ class CFHead(Head):
             raise ValueError('acf: expected True with dilation, pool or local, found False')
         if not (acf or global_pool):
             raise ValueError('expected acf or global_pool, found neither; the head without context is fcn')
-        parts = n_heads*n_mix if acf else 1
-        n = -(-head_width(channels)//parts)*parts if width is None else head_width(channels, width)
+        parts = n_heads * n_mix if acf else 1
+        n = -(-head_width(channels) // parts) * parts if width is None else head_width(channels, width)
         self.acf = ACF(n, n_heads, n_mix, dilation, pool, dropout, local) if acf else None
         self.pool = GlobalPooling(n) if global_pool else None
-        self.reduce, self.fuse = conv_bn_relu(channels[-1], n), ContextFusion(n, n*(acf + global_pool), n, 1)
+        self.reduce, self.fuse = conv_bn_relu(channels[-1], n), ContextFusion(n, n * (acf + global_pool), n, 1)
         self.encoding = ContextEncoding(n, n_classes=n_classes) if encoding else None
         self.classify = classifier(n, n_classes, dropout)
 
     def loss_terms(self) -> tuple[LossTerm, ...]:
         "The SE-loss, where there is an encoding"
-        return () if self.encoding is None else (LossTerm('se', .2, SELoss()),)
+        return () if self.encoding is None else (LossTerm('se', 0.2, SELoss()),)
 
     def forward(self, maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         x = self.reduce(maps[-1])
         y = self.fuse(x, torch.cat([part(x) for part in (self.acf, self.pool) if part is not None], 1))
-        if self.encoding is None: return {'logits': self.classify(y)}
+        if self.encoding is None:
+            return {'logits': self.classify(y)}
         y, p = self.encoding(y)
         return {'logits': self.classify(y), 'class_logits': p}
 
 # %% ../../nbs/models/09_cfnet.ipynb #31353a71
 def cfnet(
-    n_classes: int,          # of the labels
+    n_classes: int,  # of the labels
     backbone: str = 'tiny',  # as in `create_backbone`; timm's come with output stride 8
-    n_heads: int = 4,        # H of `ACF`
-    n_mix: int = 2,          # K of `ACF`
+    n_heads: int = 4,  # H of `ACF`
+    n_mix: int = 2,  # K of `ACF`
     global_pool: bool = True,  # the global pooling branch?
     encoding: bool = False,  # context encoding and SE-loss too?
-    aux: bool = True,        # an auxiliary FCN head in training, as in the paper?
-    **kwargs,                # to `create_model`
+    aux: bool = True,  # an auxiliary FCN head in training, as in the paper?
+    **kwargs,  # to `create_model`
 ) -> Segmentor:
     "The co-occurrent feature network"
     options = dict(n_heads=n_heads, n_mix=n_mix, global_pool=global_pool, encoding=encoding)
@@ -218,37 +259,44 @@ def _to_pixels(p: torch.Tensor, cells: tuple[int, int], size: tuple[int, int]) -
     "Probabilities (..., h_c, w_c), of all `cells` (h, w) or of every second one → (..., *size), each sums to one"
     q = p.flatten(0, -3)[:, None]
     if p.shape[-2:] != tuple(cells):
-        q = F.interpolate(q, [2*n - 1 for n in p.shape[-2:]], mode='bilinear', align_corners=True)
+        q = F.interpolate(q, [2 * n - 1 for n in p.shape[-2:]], mode='bilinear', align_corners=True)
         q = F.pad(q, (0, cells[1] - q.shape[3], 0, cells[0] - q.shape[2]), 'replicate')
     q = upsample(q, size)
-    return (q/q.sum((2, 3), keepdim=True)).view(*p.shape[:-2], *size)
+    return (q / q.sum((2, 3), keepdim=True)).view(*p.shape[:-2], *size)
 
 # %% ../../nbs/models/09_cfnet.ipynb #26f406b8
 @torch.no_grad()
 def pixel_mixtures(
-    model: Segmentor,     # with an ACF module
+    model: Segmentor,  # with an ACF module
     image: torch.Tensor,  # (3, H, W), normalised as in training
     targets: list[tuple[int, int]],  # n targets: row and column, pixels
-) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:  # softmaxes (heads, K, n, h_c, w_c), prior (heads, K), size (h, w) of the map
-    "What the target pixels of an image average with. Raises `ValueError` for models without an ACF module, and for pixels outside"
+) -> tuple[
+    torch.Tensor, torch.Tensor, tuple[int, int]
+]:  # softmaxes (heads, K, n, h_c, w_c), prior (heads, K), size (h, w) of the map
+    """What the target pixels of an image average with. Raises `ValueError` for models without an ACF module, and for
+    pixels outside"""
     acf, images, (H, W) = getattr(model.head, 'acf', None), check_images(image[None]), image.shape[-2:]
-    if getattr(acf, 'local', True): raise ValueError(f'expected a model with an ACF module, found {type(model.head).__name__} without')
+    if getattr(acf, 'local', True):
+        raise ValueError(f'expected a model with an ACF module, found {type(model.head).__name__} without')
     for y, x in targets:
-        if not (0 <= y < H and 0 <= x < W): raise ValueError(f'expected a pixel of the {H}×{W} image, found {(y, x)}')
+        if not (0 <= y < H and 0 <= x < W):
+            raise ValueError(f'expected a pixel of the {H}×{W} image, found {(y, x)}')
     modes = {module: module.training for module in model.modules()}
     f = model.eval().head.reduce(model.backbone(images)[-1])
     h, w = f.shape[2:]
-    p, prior = acf_mixtures(acf, f, [y*h//H*w + x*w//W for y, x in targets])
-    for module, training in modes.items(): module.training = training
+    p, prior = acf_mixtures(acf, f, [y * h // H * w + x * w // W for y, x in targets])
+    for module, training in modes.items():
+        module.training = training
     return p[0], prior[0], (h, w)
 
 # %% ../../nbs/models/09_cfnet.ipynb #5e970901
 def cooccurrence_map(
-    model: Segmentor,      # with an ACF module
-    image: torch.Tensor,   # (3, H, W), normalised as in training
-    yx: tuple[int, int],   # the target: row and column, pixels
+    model: Segmentor,  # with an ACF module
+    image: torch.Tensor,  # (3, H, W), normalised as in training
+    yx: tuple[int, int],  # the target: row and column, pixels
 ) -> dict[str, torch.Tensor]:  # 'p' (H, W), mean over heads; 'mixtures' (heads, K, H, W); 'prior' (heads, K)
-    "p(x_c|x_t) of one target pixel over the picture; each map sums to one. Raises `ValueError` for models without an ACF module"
+    """p(x_c|x_t) of one target pixel over the picture; each map sums to one. Raises `ValueError` for models without
+    an ACF module"""
     p, prior, cells = pixel_mixtures(model, image, [yx])
     p = _to_pixels(p[:, :, 0], cells, image.shape[-2:])
-    return dict(p=(prior[..., None, None]*p).sum(1).mean(0), mixtures=p, prior=prior)
+    return dict(p=(prior[..., None, None] * p).sum(1).mean(0), mixtures=p, prior=prior)

@@ -4,30 +4,35 @@
 
 # %% ../../nbs/models/17_class_guidance.ipynb #65551a19
 from __future__ import annotations
+
 from collections.abc import Iterable
-import torch, torch.nn.functional as F
+
+import torch
+import torch.nn.functional as F
 from torch import nn
-from ..core import IGNORE, check_positive, check_share, as_plain_tensor
+
+from ..core import IGNORE, as_plain_tensor, check_positive, check_share
 from ..crf.guided import GuidanceCRF
 from .backbones import conv_bn_relu
 from .encnet import SELoss, presence_target
-from .segmentor import Head, LossTerm, MODELS, Segmentor, classifier, create_model, head_width
+from .segmentor import MODELS, Head, LossTerm, Segmentor, classifier, create_model, head_width
 
 # %% auto #0
 __all__ = ['keep_classes', 'keep_true_classes', 'GuidanceHead', 'guided', 'CRFWrapper', 'crf_batches']
 
 # %% ../../nbs/models/17_class_guidance.ipynb #b44d089c
 def keep_classes(
-    logits: torch.Tensor,   # (B, K, H, W)
+    logits: torch.Tensor,  # (B, K, H, W)
     allowed: torch.Tensor,  # (B, K), not zero for the classes that may be chosen
 ) -> torch.Tensor:  # (B, K, H, W)
     "Logits with -inf for all classes that are not allowed; of a picture that allows none, as they are"
     struck = (allowed == 0) & (allowed != 0).any(1, keepdim=True)
     return logits.masked_fill(struck[:, :, None, None], -torch.inf)
 
+
 def keep_true_classes(
     logits: torch.Tensor,  # (B, K, H, W)
-    mask: torch.Tensor,    # (B, H, W) labels
+    mask: torch.Tensor,  # (B, H, W) labels
     ignore_index: int = IGNORE,  # label of void pixels, which is no class
 ) -> torch.Tensor:  # (B, K, H, W)
     "The oracle: logits with -inf for classes that the picture's mask does not have (Shen & Zeng 2019, tables 1 and 3)"
@@ -37,31 +42,40 @@ def keep_true_classes(
 def _fully_connected(n_in, n_out, dropout):
     return nn.Sequential(nn.Linear(n_in, n_out), nn.LayerNorm(n_out), nn.ReLU(inplace=True), nn.Dropout(dropout))
 
+
 @MODELS.register('guided')
 class GuidanceHead(Head):
     "Segmentation and classification branch, joined (Shen & Zeng 2019, figure 2)"
-    def __init__(self,
+
+    def __init__(
+        self,
         channels: list[int],  # the backbone's, fine to coarse
-        n_classes: int,       # K
+        n_classes: int,  # K
         width: int | None = None,  # of the two convolutions, the paper's 1024; twice `head_width` where not given
-        fc: int | None = None,     # of the two fully-connected layers, 4096; four times `width`
+        fc: int | None = None,  # of the two fully-connected layers, 4096; four times `width`
         joint: int | None = None,  # of the vector and the features it is added to, 512; half of `width`
-        pooled: int = 7,      # cells on a side that the classification branch sees
-        rate: int = 12,       # between the taps of the first convolution, cells: DeepLab's large field of view
-        weight: float = 1.,   # of the loss of the classification branch
-        dropout: float = .1,  # share of channels dropped before the classifier
-        fc_dropout: float = .5,  # share of the fully-connected layers' outputs dropped
+        pooled: int = 7,  # cells on a side that the classification branch sees
+        rate: int = 12,  # between the taps of the first convolution, cells: DeepLab's large field of view
+        weight: float = 1.0,  # of the loss of the classification branch
+        dropout: float = 0.1,  # share of channels dropped before the classifier
+        fc_dropout: float = 0.5,  # share of the fully-connected layers' outputs dropped
     ) -> None:
         super().__init__()
-        width = 2*head_width(channels) if width is None else head_width(channels, width)
-        fc, joint = 4*width if fc is None else fc, max(1, width//2) if joint is None else joint
+        width = 2 * head_width(channels) if width is None else head_width(channels, width)
+        fc, joint = 4 * width if fc is None else fc, max(1, width // 2) if joint is None else joint
         check_positive(fc=fc, joint=joint, pooled=pooled, rate=rate)
         check_share(fc_dropout=fc_dropout)
         c = channels[-1]
-        self.local = nn.Sequential(conv_bn_relu(c, width, dilation=rate), conv_bn_relu(width, width, 1),
-                                   nn.Conv2d(width, joint, 1))
-        self.whole = nn.Sequential(nn.AdaptiveMaxPool2d(pooled), nn.BatchNorm2d(c), nn.Flatten(),
-                                   _fully_connected(c*pooled**2, fc, fc_dropout), _fully_connected(fc, fc, fc_dropout))
+        self.local = nn.Sequential(
+            conv_bn_relu(c, width, dilation=rate), conv_bn_relu(width, width, 1), nn.Conv2d(width, joint, 1)
+        )
+        self.whole = nn.Sequential(
+            nn.AdaptiveMaxPool2d(pooled),
+            nn.BatchNorm2d(c),
+            nn.Flatten(),
+            _fully_connected(c * pooled**2, fc, fc_dropout),
+            _fully_connected(fc, fc, fc_dropout),
+        )
         self.vector, self.class_logits = nn.Linear(fc, joint), nn.Linear(fc, n_classes)
         self.classify = classifier(joint, n_classes, dropout)
         self.loss_weight = weight
@@ -71,16 +85,16 @@ class GuidanceHead(Head):
         return (LossTerm('se', self.loss_weight, SELoss()),)
 
     def forward(self, maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-        h = self.whole(maps[-1])                                      # (B, fc)
-        g = self.class_logits(h)                                          # (B, K)
-        f = self.local(maps[-1]) + self.vector(h)[:, :, None, None]   # (B, joint, h, w)
+        h = self.whole(maps[-1])  # (B, fc)
+        g = self.class_logits(h)  # (B, K)
+        f = self.local(maps[-1]) + self.vector(h)[:, :, None, None]  # (B, joint, h, w)
         return {'logits': self.classify(F.relu(f)) + g[:, :, None, None], 'class_logits': g}
 
 # %% ../../nbs/models/17_class_guidance.ipynb #6e0fc2be
 def guided(
-    n_classes: int,          # K
+    n_classes: int,  # K
     backbone: str = 'tiny',  # as in `create_backbone`
-    **kwargs,                # to `create_model`: options of `GuidanceHead` among them
+    **kwargs,  # to `create_model`: options of `GuidanceHead` among them
 ) -> Segmentor:
     "Segmentation guided by classification"
     return create_model('guided', n_classes, backbone, **kwargs)
@@ -88,10 +102,14 @@ def guided(
 # %% ../../nbs/models/17_class_guidance.ipynb #2a213e59
 _TRAINING_MODES = 'crf', 'piecewise', 'end_to_end'  # what learns under a guidance CRF, and how
 
+
 class CRFWrapper(nn.Module):
     "A model with class logits and a guidance CRF on top: images (B, 3, H, W) → log-marginals (B, K, H, W)"
+
     config = None
-    def __init__(self,
+
+    def __init__(
+        self,
         model: nn.Module,  # a `Segmentor` whose outputs have 'class_logits'
         crf: GuidanceCRF,
         training_mode: str = 'crf',  # 'crf': w and λ; 'piecewise': the model too; 'end_to_end': all, by mean field
@@ -102,15 +120,17 @@ class CRFWrapper(nn.Module):
         self.model, self.crf, self.training_mode = model.requires_grad_(training_mode != 'crf'), crf, training_mode
 
     def loss_terms(self) -> tuple[LossTerm, ...]:
-        if self.training_mode == 'end_to_end': return self.model.loss_terms()
-        piecewise = (LossTerm('crf', 1., self._piecewise),)
+        if self.training_mode == 'end_to_end':
+            return self.model.loss_terms()
+        piecewise = (LossTerm('crf', 1.0, self._piecewise),)
         return piecewise if self.training_mode == 'crf' else self.model.loss_terms() + piecewise
 
-    def after_training_batch(self,
+    def after_training_batch(
+        self,
         out: dict[str, torch.Tensor],  # of the model in training
-        target: torch.Tensor,          # (B, H, W) labels
+        target: torch.Tensor,  # (B, H, W) labels
         first: bool = True,  # the first batch of a step of the optimiser?
-        last: bool = True,   # the last one?
+        last: bool = True,  # the last one?
     ) -> dict[str, torch.Tensor]:  # scalars to record, by name
         "The model's training hook, where the model learns"
         return {} if self.training_mode == 'crf' else self.model.after_training_batch(out, target, first, last)
@@ -120,14 +140,17 @@ class CRFWrapper(nn.Module):
 
     def train(self, mode: bool = True) -> CRFWrapper:
         super().train(mode)
-        if self.training_mode == 'crf': self.model.eval()   # its batch norms stand still
+        if self.training_mode == 'crf':
+            self.model.eval()  # its batch norms stand still
         return self
 
     def outputs(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         "All outputs of the model; 'logits' are those of the CRF, except where its loss needs those of the model"
         out = self.model.outputs(x)
-        if 'class_logits' not in out: raise ValueError(f"model: expected outputs with 'class_logits', found {', '.join(out)}")
-        if self.training and self.training_mode != 'end_to_end': return out | {'image': x.as_subclass(torch.Tensor)}
+        if 'class_logits' not in out:
+            raise ValueError(f"model: expected outputs with 'class_logits', found {', '.join(out)}")
+        if self.training and self.training_mode != 'end_to_end':
+            return out | {'image': x.as_subclass(torch.Tensor)}
         return out | {'logits': self.crf(out['logits'], x, out['class_logits'])}
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor] | torch.Tensor:
@@ -136,7 +159,7 @@ class CRFWrapper(nn.Module):
 # %% ../../nbs/models/17_class_guidance.ipynb #c336a7a7
 @torch.no_grad()
 def crf_batches(
-    model: nn.Module,   # with 'logits' and 'class_logits' among its `outputs`
+    model: nn.Module,  # with 'logits' and 'class_logits' among its `outputs`
     batches: Iterable,  # of images and masks
 ) -> list[tuple[torch.Tensor, ...]]:
     "What `fit_guidance_crf` learns from: (scores, images, masks, class logits) of every batch"

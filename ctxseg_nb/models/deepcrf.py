@@ -4,14 +4,19 @@
 
 # %% ../../nbs/models/14_deepcrf.ipynb #67dbc710
 from __future__ import annotations
+
 from functools import lru_cache, partial
 from pathlib import Path
-import torch, torch.distributed as dist, torch.nn.functional as F
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
+
 from ..core import IGNORE, check_positive, place_in_batch, shared_generator, shared_mean
 from ..crf.graph import mean_field, pair_nll, range_box_edges
 from .backbones import BACKBONES, PADDING, conv_bn_relu, create_backbone, read_tensors
-from .segmentor import Head, LossTerm, MODELS, Segmentor, create_model, upsample
+from .segmentor import MODELS, Head, LossTerm, Segmentor, create_model, upsample
 
 # %% auto #0
 __all__ = ['linear_to_conv', 'VGG16', 'vgg16_fc6', 'FeatMapNet', 'FeatMapNets', 'featmap_nets', 'UnaryNet', 'PairwiseNet',
@@ -20,20 +25,23 @@ __all__ = ['linear_to_conv', 'VGG16', 'vgg16_fc6', 'FeatMapNet', 'FeatMapNets', 
 # %% ../../nbs/models/14_deepcrf.ipynb #792300ec
 def linear_to_conv(
     fc: nn.Linear,  # of C·k·k inputs, ordered by channel, row, column
-    k: int,         # side of the map it was made for, odd
+    k: int,  # side of the map it was made for, odd
 ) -> nn.Conv2d:  # C → the same outputs, padded so that maps keep their size
     "A fully-connected layer that can be moved over larger maps"
-    conv = nn.Conv2d(fc.in_features//k**2, fc.out_features, k, padding=k//2, padding_mode=PADDING)
+    conv = nn.Conv2d(fc.in_features // k**2, fc.out_features, k, padding=k // 2, padding_mode=PADDING)
     conv.weight.data, conv.bias.data = fc.weight.data.unflatten(1, (-1, k, k)), fc.bias.data
     return conv
 
 # %% ../../nbs/models/14_deepcrf.ipynb #8d0362c2
 class VGG16(nn.Module):
     "VGG-16 up to its first fully-connected layer, as a 7×7 convolution (Lin et al. 2017, figure 8); five maps"
+
     channels, strides = [64, 128, 256, 512, 4096], [2, 4, 8, 16, 16]
+
     def __init__(self) -> None:
         super().__init__()
         from torchvision.models import vgg16
+
         net = vgg16()
         net.features[30] = nn.Sequential(nn.ReplicationPad2d((0, 1, 0, 1)), nn.MaxPool2d(2, 1))
         self.features = net.features
@@ -44,16 +52,22 @@ class VGG16(nn.Module):
         x = F.pad(x, (0, -w % 16, 0, -h % 16), PADDING)
         for i, layer in enumerate(self.features):
             x = layer(x)
-            if i in (4, 9, 16, 23): maps.append(x)
-        return [f[..., :-(-h//s), :-(-w//s)] for f, s in zip([*maps, self.fc6(x)], self.strides)]
+            if i in (4, 9, 16, 23):
+                maps.append(x)
+        return [f[..., : -(-h // s), : -(-w // s)] for f, s in zip([*maps, self.fc6(x)], self.strides)]
 
 # %% ../../nbs/models/14_deepcrf.ipynb #2926ca91
 def _vgg_state(weights):
     "Tensors of torchvision's VGG-16, from the hub or a file"
-    if weights != 'imagenet': return read_tensors(weights)
+    if weights != 'imagenet':
+        return read_tensors(weights)
     from torchvision.models import VGG16_Weights
-    try: return VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except OSError as e: raise OSError(f'vgg16_fc6: no pretrained weights ({e})') from e
+
+    try:
+        return VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except OSError as e:
+        raise OSError(f'vgg16_fc6: no pretrained weights ({e})') from e
+
 
 @BACKBONES.register('vgg16_fc6')
 def vgg16_fc6(
@@ -62,42 +76,52 @@ def vgg16_fc6(
     """VGG-16 with its first fully-connected layer.
     Raises `ValueError` or `FileNotFoundError` naming file and tensor, `OSError` without network"""
     net = VGG16()
-    if weights is None: return net
+    if weights is None:
+        return net
     state = {k: v for k, v in _vgg_state(weights).items() if k.startswith(('features.', 'classifier.0.'))}
     for name in ('weight', 'bias'):
         old = f'classifier.0.{name}'
-        if old in state: state[f'fc6.0.{name}'] = state.pop(old)
-    if 'fc6.0.weight' in state: state['fc6.0.weight'] = state['fc6.0.weight'].unflatten(1, (-1, 7, 7))
-    try: net.load_state_dict(state)
-    except RuntimeError as e: raise ValueError(f'{weights}: does not fit VGG-16 ({" ".join(str(e).split())})') from e
+        if old in state:
+            state[f'fc6.0.{name}'] = state.pop(old)
+    if 'fc6.0.weight' in state:
+        state['fc6.0.weight'] = state['fc6.0.weight'].unflatten(1, (-1, 7, 7))
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as e:
+        raise ValueError(f'{weights}: does not fit VGG-16 ({" ".join(str(e).split())})') from e
     return net
 
 # %% ../../nbs/models/14_deepcrf.ipynb #96d3e7f7
 class FeatMapNet(nn.Module):
     "Images (B, 3, H, W) → features (B, channels, h, w) of several scales and windows (Lin et al. 2017, figure 6)"
-    def __init__(self,
+
+    def __init__(
+        self,
         trunk: nn.Module,  # a backbone; its last map is used
         width: int = 512,  # channels of conv block 6
-        scales: tuple[float, ...] = (1.2, .8, .4),  # of the image, the largest first
-        windows: tuple[int, ...] = (5, 9),          # sides of the pooling windows, odd, cells
+        scales: tuple[float, ...] = (1.2, 0.8, 0.4),  # of the image, the largest first
+        windows: tuple[int, ...] = (5, 9),  # sides of the pooling windows, odd, cells
     ) -> None:
         super().__init__()
         check_positive(block_width=width, windows=windows)
-        if not scales or min(scales) <= 0: raise ValueError(f'scales: expected numbers above 0, found {scales}')
-        if any(k % 2 == 0 for k in windows): raise ValueError(f'windows: expected odd numbers, found {windows}')
+        if not scales or min(scales) <= 0:
+            raise ValueError(f'scales: expected numbers above 0, found {scales}')
+        if any(k % 2 == 0 for k in windows):
+            raise ValueError(f'windows: expected odd numbers, found {windows}')
         c = trunk.channels[-1]
         self.trunk, self.scales, self.windows = trunk, scales, windows
         blocks = [nn.Sequential(conv_bn_relu(c, width), conv_bn_relu(width, width)) for _ in scales]
-        self.new = nn.ModuleList(blocks)   # not pretrained
-        self.channels, self.stride = width*len(scales)*(1 + len(windows)), trunk.strides[-1]/max(scales)
+        self.new = nn.ModuleList(blocks)  # not pretrained
+        self.channels, self.stride = width * len(scales) * (1 + len(windows)), trunk.strides[-1] / max(scales)
 
     def pyramid(self, f: torch.Tensor) -> torch.Tensor:
         "Features (B, C, h, w), and the largest in each window around every cell: (B, C·(1 + windows), h, w)"
-        return torch.cat([f, *[F.max_pool2d(f, k, 1, k//2) for k in self.windows]], 1)
+        return torch.cat([f, *[F.max_pool2d(f, k, 1, k // 2) for k in self.windows]], 1)
 
     def _resized(self, x, scale):
-        if scale == 1: return x
-        size = [max(1, round(scale*n)) for n in x.shape[-2:]]
+        if scale == 1:
+            return x
+        size = [max(1, round(scale * n)) for n in x.shape[-2:]]
         return F.interpolate(x, size, mode='bilinear', align_corners=False, antialias=scale < 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -108,44 +132,56 @@ class FeatMapNet(nn.Module):
 # %% ../../nbs/models/14_deepcrf.ipynb #b84d0c37
 class FeatMapNets(nn.Module):
     "Several `FeatMapNet`: a map for each potential"
-    def __init__(self,
+
+    def __init__(
+        self,
         nets: list[FeatMapNet],
     ) -> None:
         super().__init__()
         self.nets = nn.ModuleList(nets)
         self.channels, self.strides = [n.channels for n in nets], [n.stride for n in nets]
 
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]: return [net(x) for net in self.nets]
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [net(x) for net in self.nets]
+
 
 @BACKBONES.register('featmap_nets')
 def featmap_nets(
-    trunk: str = 'tiny',     # as in `create_backbone`
-    nets: int = 3,           # how many
+    trunk: str = 'tiny',  # as in `create_backbone`
+    nets: int = 3,  # how many
     block_width: int = 512,  # channels of conv block 6
-    scales: tuple[float, ...] = (1.2, .8, .4),
+    scales: tuple[float, ...] = (1.2, 0.8, 0.4),
     windows: tuple[int, ...] = (5, 9),
-    **options,               # of the trunk
+    **options,  # of the trunk
 ) -> FeatMapNets:
     "As many `FeatMapNet` as there are potentials, each with a trunk of its own"
     check_positive(nets=nets)
-    def net(): return FeatMapNet(create_backbone(trunk, **options), block_width, scales, windows)
+
+    def net():
+        return FeatMapNet(create_backbone(trunk, **options), block_width, scales, windows)
+
     return FeatMapNets([net() for _ in range(nets)])
 
 # %% ../../nbs/models/14_deepcrf.ipynb #755aa03d
 class UnaryNet(nn.Sequential):
     "Features (B, C, h, w) → scores z (B, K, h, w) (Lin et al. 2017, figure 8)"
-    def __init__(self,
-        channels: int,     # C
-        n_classes: int,    # K
+
+    def __init__(
+        self,
+        channels: int,  # C
+        n_classes: int,  # K
         width: int = 512,  # of the hidden layer
     ) -> None:
         super().__init__(nn.Conv2d(channels, width, 1), nn.ReLU(inplace=True), nn.Conv2d(width, n_classes, 1))
 
+
 class PairwiseNet(nn.Module):
     "Features of cells (N, C), pairs (2, E) → scores (E, K, K) of (y_p, y_q) (Lin et al. 2017, figures 5 and 8)"
-    def __init__(self,
-        channels: int,     # C
-        n_classes: int,    # K
+
+    def __init__(
+        self,
+        channels: int,  # C
+        n_classes: int,  # K
         width: int = 512,  # of the hidden layer
     ) -> None:
         super().__init__()
@@ -153,13 +189,15 @@ class PairwiseNet(nn.Module):
         self.p, self.q = nn.Linear(channels, width), nn.Linear(channels, width, bias=False)
         self.out = nn.Linear(width, n_classes**2)
 
-    def nodes(self,
+    def nodes(
+        self,
         f: torch.Tensor,  # (N, C)
     ) -> tuple[torch.Tensor, torch.Tensor]:  # W_p f + bias and W_q f, (N, width)
         "What each cell adds as the first and as the second of a pair"
         return self.p(f), self.q(f)
 
-    def edges(self,
+    def edges(
+        self,
         nodes: tuple[torch.Tensor, torch.Tensor],  # from `nodes`
         edges: torch.Tensor,  # (2, E)
     ) -> torch.Tensor:  # (E, K, K)
@@ -167,14 +205,19 @@ class PairwiseNet(nn.Module):
         p, q = edges
         return self.out(F.relu(nodes[0][p] + nodes[1][q])).unflatten(1, (self.K, self.K))
 
-    def forward(self, f: torch.Tensor, edges: torch.Tensor) -> torch.Tensor: return self.edges(self.nodes(f), edges)
+    def forward(self, f: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+        return self.edges(self.nodes(f), edges)
 
 # %% ../../nbs/models/14_deepcrf.ipynb #fcd56dbc
-def _cells(f): return f.movedim(1, 3).flatten(0, 2)   # (B, C, h, w) → (B·h·w, C)
+def _cells(f):
+    return f.movedim(1, 3).flatten(0, 2)  # (B, C, h, w) → (B·h·w, C)
 
-@lru_cache(16)   # once for a size, not in every step
-@torch.inference_mode(False)   # what is kept serves training too
-def _edges(h, w, relation, device): return range_box_edges(h, w, relation)[0].to(device)
+
+@lru_cache(16)  # once for a size, not in every step
+@torch.inference_mode(False)  # what is kept serves training too
+def _edges(h, w, relation, device):
+    return range_box_edges(h, w, relation)[0].to(device)
+
 
 def batch_range_box_edges(
     b: int,  # pictures
@@ -185,74 +228,84 @@ def batch_range_box_edges(
 ) -> torch.Tensor:  # (2, E) long
     "The pairs of `range_box_edges` in each picture of a batch"
     edges = _edges(h, w, relation, device)
-    return (edges[:, None] + h*w*torch.arange(b, device=device)[:, None]).flatten(1)
+    return (edges[:, None] + h * w * torch.arange(b, device=device)[:, None]).flatten(1)
 
 # %% ../../nbs/models/14_deepcrf.ipynb #f43c24b8
 def cell_labels(
-    target: torch.Tensor,   # (B, H, W) labels
+    target: torch.Tensor,  # (B, H, W) labels
     size: tuple[int, int],  # (h, w) of the map
 ) -> torch.Tensor:  # (B·h·w,)
     "The label in the middle of each cell"
     return F.interpolate(target[:, None].float(), size, mode='nearest-exact').long().flatten()
 
 # %% ../../nbs/models/14_deepcrf.ipynb #a88674e2
-def _all_pairs_loss(net, f, edges, labels): return pair_nll(net(f, edges), labels, edges, net.K)
+def _all_pairs_loss(net, f, edges, labels):
+    return pair_nll(net(f, edges), labels, edges, net.K)
+
 
 def _pairs_of_rank(edges, first, n, chosen):
     "Of pairs chosen among the `n` of all ranks, the pairs of this rank, whose number 0 is number `first` of all"
-    if n == edges.shape[1]: return edges[:, chosen]   # there is no other rank, and nothing to wait for
+    if n == edges.shape[1]:
+        return edges[:, chosen]  # there is no other rank, and nothing to wait for
     return edges[:, chosen[(chosen >= first) & (chosen < first + edges.shape[1])] - first]
+
 
 @MODELS.register('deepcrf')
 class DeepCRFHead(Head):
     "Unary and pairwise potentials of the cells; in evaluation their log-marginals (Lin et al. 2017, section 3)"
-    def __init__(self,
+
+    def __init__(
+        self,
         channels: list[int],  # of the maps
-        n_classes: int,       # K
-        width: int = 512,     # of the potentials' hidden layers
+        n_classes: int,  # K
+        width: int = 512,  # of the potentials' hidden layers
         relations: tuple[str, ...] = ('surrounding', 'above'),  # a pairwise potential for each
         separate: bool = False,  # a map for each potential, the unary's first, rather than the last map for all?
         sample: int | None = 4096,  # pairs of a relation in a training step, drawn at random; None: all
-        n_iters: int = 3,     # of mean field
-        pair_weight: float = 1.,  # of the pairs' scores in mean field
+        n_iters: int = 3,  # of mean field
+        pair_weight: float = 1.0,  # of the pairs' scores in mean field
     ) -> None:
         super().__init__()
         check_positive(width=width, n_iters=n_iters, **({} if sample is None else dict(sample=sample)))
-        c = list(channels) if separate else [channels[-1]]*(1 + len(relations))
+        c = list(channels) if separate else [channels[-1]] * (1 + len(relations))
         if len(c) != 1 + len(relations):
             raise ValueError(f'separate: expected {1 + len(relations)} maps, one for each potential, found {len(c)}')
         self.unary = UnaryNet(c[0], n_classes, width)
         self.pairs = nn.ModuleDict({r: PairwiseNet(n, n_classes, width) for r, n in zip(relations, c[1:])})
         self.separate, self.sample, self.n_iters, self.pair_weight = separate, sample, n_iters, pair_weight
-        self.pair_loss = _all_pairs_loss   # (net, f, edges, labels) → loss of a relation's pairs
+        self.pair_loss = _all_pairs_loss  # (net, f, edges, labels) → loss of a relation's pairs
 
-    def potentials(self,
+    def potentials(
+        self,
         maps: list[torch.Tensor],  # (B, C, h, w) each
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:  # scores (B, K, h, w); relation → features (B, C, h, w)
         "Unary scores, and the features of each relation"
-        maps = maps if self.separate else maps[-1:]*(1 + len(self.pairs))
+        maps = maps if self.separate else maps[-1:] * (1 + len(self.pairs))
         return self.unary(maps[0]), dict(zip(self.pairs, maps[1:]))
 
     def forward(self, maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         z, features = self.potentials(maps)
         return {'logits': z} | features if self.training else {'logits': self.infer(z, features)}
 
-    def infer(self,
+    def infer(
+        self,
         z: torch.Tensor,  # (B, K, h, w) unary scores
         features: dict[str, torch.Tensor],  # relation → (B, C, h, w)
     ) -> torch.Tensor:  # (B, K, h, w)
         "Log-marginals by mean field; the pairs' scores are computed for a slice of edges at a time"
         b, _, h, w = z.shape
         edges = [batch_range_box_edges(b, h, w, r, z.device) for r in features]
+
         def scores_of(net, f, e):
             nodes = net.nodes(f)
-            return lambda chunk: self.pair_weight*net.edges(nodes, e[:, chunk])
+            return lambda chunk: self.pair_weight * net.edges(nodes, e[:, chunk])
+
         scores = [scores_of(self.pairs[r], _cells(f), e) for (r, f), e in zip(features.items(), edges)]
         return mean_field(_cells(z), scores, edges, self.n_iters).unflatten(0, (b, h, w)).movedim(3, 1)
 
     def loss_terms(self) -> tuple[LossTerm, ...]:
         "A loss for each relation"
-        return tuple(LossTerm(r, 1., partial(self._relation_loss, r)) for r in self.pairs)
+        return tuple(LossTerm(r, 1.0, partial(self._relation_loss, r)) for r in self.pairs)
 
     def _relation_loss(self, relation, out, target):
         "Loss of a relation's pairs, or of a sample of them"
@@ -264,58 +317,68 @@ class DeepCRFHead(Head):
                 chosen = torch.randint(n, (self.sample,), generator=shared_generator(edges.device), device=edges.device)
                 edges = _pairs_of_rank(edges, first, n, chosen)
         net = self.pairs[relation]
-        f = _cells(out[relation]).to(net.p.weight.dtype)   # half precision where only the network ran under autocast
+        f = _cells(out[relation]).to(net.p.weight.dtype)  # half precision where only the network ran under autocast
         return self.pair_loss(net, f, edges, cell_labels(target, (h, w)))
 
 # %% ../../nbs/models/14_deepcrf.ipynb #371dfd29
 def _mean_over_ranks(sums, count):
     "The sums of all ranks, divided by the sum of their counts"
     flat = torch.cat([*map(torch.flatten, sums), count.to(sums[0])[None]])
-    if dist.is_available() and dist.is_initialized(): dist.all_reduce(flat)
-    means = flat[:-1]/flat[-1].clamp(min=1)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(flat)
+    means = flat[:-1] / flat[-1].clamp(min=1)
     return [m.view_as(s) for m, s in zip(means.split([s.numel() for s in sums]), sums)]
+
 
 def async_pairwise_loss(
     net: PairwiseNet,
-    f: torch.Tensor,       # (N, C) features of the cells
-    edges: torch.Tensor,   # (2, E)
+    f: torch.Tensor,  # (N, C) features of the cells
+    edges: torch.Tensor,  # (2, E)
     labels: torch.Tensor,  # (N,) of the cells
     optimiser: torch.optim.Optimizer,  # of the parameters of `net` and nothing else
     pairs_per_step: int = 2000,  # before `net` is updated
 ) -> torch.Tensor:  # scalar; backward gives `f` the gradient that was collected, and `net` none
     "Loss of all pairs; `net` is updated after every `pairs_per_step` of them (Lin et al. 2017, section 8.2)"
     leaf, params = f.detach().requires_grad_(), list(net.parameters())
-    collected, total, count = torch.zeros_like(leaf), 0., 0
+    collected, total, count = torch.zeros_like(leaf), 0.0, 0
     first, E = place_in_batch(edges.shape[1], f.device)
     for part in torch.randperm(E, generator=shared_generator(f.device), device=f.device).split(pairs_per_step):
         pairs = _pairs_of_rank(edges, first, E, part)
         loss = pair_nll(net(leaf, pairs), labels, pairs, net.K, reduction='sum')
         g, *grads = torch.autograd.grad(loss, [leaf, *params])
         labelled = (labels[pairs] != IGNORE).all(0).sum()
-        for p, d in zip(params, _mean_over_ranks(grads, labelled)): p.grad = d
+        for p, d in zip(params, _mean_over_ranks(grads, labelled)):
+            p.grad = d
         optimiser.step()
         optimiser.zero_grad()
         collected, total, count = collected + g, total + loss.detach(), count + labelled
-    through = (f*collected).sum()
+    through = (f * collected).sum()
     return shared_mean(total + through - through.detach(), count)
 
 # %% ../../nbs/models/14_deepcrf.ipynb #214926ed
 def deepcrf(
-    n_classes: int,          # K
+    n_classes: int,  # K
     backbone: str = 'tiny',  # trunk of the FeatMap-Nets, as in `create_backbone`; the paper's is 'vgg16_fc6'
     relations: tuple[str, ...] = ('surrounding', 'above'),  # of the pairwise potentials; () is the unary alone
     shared_features: bool = False,  # one FeatMap-Net for all potentials, rather than one for each?
     block_width: int = 512,  # channels of conv block 6
-    scales: tuple[float, ...] = (1.2, .8, .4),  # of the image
-    windows: tuple[int, ...] = (5, 9),          # of the sliding pyramid pooling, cells
-    backbone_options: dict | None = None,       # of the trunk
-    **kwargs,                # to `create_model`, options of `DeepCRFHead` among them
+    scales: tuple[float, ...] = (1.2, 0.8, 0.4),  # of the image
+    windows: tuple[int, ...] = (5, 9),  # of the sliding pyramid pooling, cells
+    backbone_options: dict | None = None,  # of the trunk
+    **kwargs,  # to `create_model`, options of `DeepCRFHead` among them
 ) -> Segmentor:
     "The deep structured CRF"
     nets = 1 if shared_features else 1 + len(relations)
     options = dict(trunk=backbone, nets=nets, block_width=block_width, scales=scales, windows=windows)
-    return create_model('deepcrf', n_classes, 'featmap_nets', options | (backbone_options or {}), relations=relations,
-                        separate=not shared_features, **kwargs)
+    return create_model(
+        'deepcrf',
+        n_classes,
+        'featmap_nets',
+        options | (backbone_options or {}),
+        relations=relations,
+        separate=not shared_features,
+        **kwargs,
+    )
 
 # %% ../../nbs/models/14_deepcrf.ipynb #65ac7aa1
 @torch.inference_mode()

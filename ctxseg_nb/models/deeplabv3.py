@@ -4,11 +4,22 @@
 
 # %% ../../nbs/models/05_deeplabv3.ipynb #5e970505
 from __future__ import annotations
+
 import torch
 from torch import nn
+
 from ..core import check_positive
 from .backbones import conv_bn_relu
-from .segmentor import ContextFusion, Head, MODELS, Segmentor, classifier, conv_pooled, create_model, head_width
+from ctxseg_nb.models.segmentor import (
+    MODELS,
+    ContextFusion,
+    Head,
+    Segmentor,
+    classifier,
+    conv_pooled,
+    create_model,
+    head_width,
+)
 
 # %% auto #0
 __all__ = ['ASPP', 'ASPPHead', 'deeplabv3']
@@ -21,38 +32,43 @@ def _atrous(cin: int, cout: int, rate: int) -> nn.Sequential:
 
 # %% ../../nbs/models/05_deeplabv3.ipynb #eb663332
 class ASPP(nn.Module):
-    "The cell, cells at the distances `rates`, and the mean of all, fused to `width` channels (Chen et al. 2017, section 3.3)"
-    def __init__(self,
+    """The cell, cells at the distances `rates`, and the mean of all, fused to `width` channels (Chen et al. 2017,
+    section 3.3)"""
+
+    def __init__(
+        self,
         channels: int,  # of the map
-        width: int,     # channels of each branch, and out
+        width: int,  # channels of each branch, and out
         rates: tuple[int, ...] = (12, 24, 36),  # cells between two taps
-        k: int = 1,     # kernel size of the last convolution: 1 in the paper, 3 in some implementations
+        k: int = 1,  # kernel size of the last convolution: 1 in the paper, 3 in some implementations
     ) -> None:
         super().__init__()
         check_positive(rates=rates)
         self.branches = nn.ModuleList([conv_bn_relu(channels, width, 1), *[_atrous(channels, width, r) for r in rates]])
         self.pool = conv_pooled(channels, width)
-        self.fuse = ContextFusion(width*len(self.branches), width, width, k)
+        self.fuse = ContextFusion(width * len(self.branches), width, width, k)
 
     def forward(self, f: torch.Tensor) -> torch.Tensor:
-        g = self.pool(f.mean((2, 3), keepdim=True))   # (B, width, 1, 1)
+        g = self.pool(f.mean((2, 3), keepdim=True))  # (B, width, 1, 1)
         return self.fuse(torch.cat([branch(f) for branch in self.branches], 1), g)
 
 # %% ../../nbs/models/05_deeplabv3.ipynb #20a5c5b3
 @MODELS.register('deeplabv3')
 class ASPPHead(Head):
     "Each cell sees cells at fixed distances and the mean of all (Chen et al. 2017, DeepLabV3)"
-    def __init__(self,
+
+    def __init__(
+        self,
         channels: list[int],  # the backbone's, fine to coarse
-        n_classes: int,       # K
+        n_classes: int,  # K
         width: int | None = None,  # channels of all inner maps; `head_width` where not given
         rates: tuple[int, ...] = (12, 24, 36),  # cells between two taps; for maps of stride 8
-        dropout: float = .1,  # share of channels dropped before the classifier
+        dropout: float = 0.1,  # share of channels dropped before the classifier
     ) -> None:
         super().__init__()
         n = head_width(channels, width)
         self.reduce, self.aspp = conv_bn_relu(channels[-1], n), ASPP(n, n, rates)
-        self.context_width = n   # channels of the context
+        self.context_width = n  # channels of the context
         self.classify = classifier(n, n_classes, dropout)
 
     def gather(self, maps: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
@@ -65,9 +81,9 @@ class ASPPHead(Head):
 
 # %% ../../nbs/models/05_deeplabv3.ipynb #d871d63e
 def deeplabv3(
-    n_classes: int,         # K
-    backbone: str = 'tiny', # as in `create_backbone`
-    **kwargs,               # to `create_model`
+    n_classes: int,  # K
+    backbone: str = 'tiny',  # as in `create_backbone`
+    **kwargs,  # to `create_model`
 ) -> Segmentor:
     "DeepLabV3: a backbone with `ASPPHead`"
     return create_model('deeplabv3', n_classes, backbone, **kwargs)

@@ -4,11 +4,14 @@
 
 # %% ../../nbs/models/07_encnet.ipynb #8fac7523
 from __future__ import annotations
-import torch, torch.nn.functional as F
+
+import torch
+import torch.nn.functional as F
 from torch import nn
+
 from ..core import IGNORE, at_least_float32, check_labels, check_positive, full_precision, shared_mean
 from .backbones import conv_bn_relu
-from .segmentor import Head, LossTerm, MODELS, Segmentor, classifier, create_model, head_width
+from .segmentor import MODELS, Head, LossTerm, Segmentor, classifier, create_model, head_width
 
 # %% auto #0
 __all__ = ['assign', 'encode', 'Encoding', 'EncodedSemantics', 'ContextEncoding', 'presence_target', 'SELoss', 'EncNetHead',
@@ -17,13 +20,15 @@ __all__ = ['assign', 'encode', 'Encoding', 'EncodedSemantics', 'ContextEncoding'
 # %% ../../nbs/models/07_encnet.ipynb #79005b6d
 def _centred(x: torch.Tensor, d: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     "Features and codewords, seen from the mean of the codewords: (B, C, N), (K, C)"
-    m = d.detach().mean(0)   # the residuals do not depend on it, so it has no gradient
+    m = d.detach().mean(0)  # the residuals do not depend on it, so it has no gradient
     return x - m[:, None], d - m
 
+
 def _assign(x: torch.Tensor, d: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-    length = torch.linalg.vector_norm(x, dim=1, keepdim=True)   # (B, 1, N), without a tensor of squares
-    r2 = length.square() - 2*d @ x + d.square().sum(1)[:, None]   # (B, K, N)
-    return (-s[:, None]*r2).softmax(1)
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True)  # (B, 1, N), without a tensor of squares
+    r2 = length.square() - 2 * d @ x + d.square().sum(1)[:, None]  # (B, K, N)
+    return (-s[:, None] * r2).softmax(1)
+
 
 def assign(
     x: torch.Tensor,  # (B, C, N) features
@@ -42,20 +47,23 @@ def encode(
     "Residual encoders: residuals summed with their assignment weights, by matrix products (Zhang et al. 2018, eq. 1)"
     x, d = _centred(x, d)
     a = _assign(x, d, s)
-    return a @ x.mT - a.sum(2, keepdim=True)*d
+    return a @ x.mT - a.sum(2, keepdim=True) * d
 
 # %% ../../nbs/models/07_encnet.ipynb #93241bac
 class Encoding(nn.Module):
-    "Encoding layer: features (B, C, H, W) or (B, C, N) → residual encoders (B, K, C), float32 at least (Zhang et al. 2018, eq. 1)"
-    def __init__(self,
-        dim: int,      # C
+    """Encoding layer: features (B, C, H, W) or (B, C, N) → residual encoders (B, K, C), float32 at least (Zhang et
+    al. 2018, eq. 1)"""
+
+    def __init__(
+        self,
+        dim: int,  # C
         n_codes: int,  # K
         drop_scale: bool = False,  # s_k ~ U(0, 1) in training, 0.5 in evaluation; none is learnt
     ) -> None:
         super().__init__()
-        bound, self.drop_scale = (n_codes*dim)**-.5, drop_scale
+        bound, self.drop_scale = (n_codes * dim) ** -0.5, drop_scale
         self.codewords = nn.Parameter(torch.empty(n_codes, dim).uniform_(-bound, bound))
-        scale = torch.full((n_codes,), .5) if drop_scale else torch.rand(n_codes)
+        scale = torch.full((n_codes,), 0.5) if drop_scale else torch.rand(n_codes)
         self.scale = nn.Parameter(scale, requires_grad=not drop_scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -68,33 +76,40 @@ class Encoding(nn.Module):
 # %% ../../nbs/models/07_encnet.ipynb #64b6fcec
 class EncodedSemantics(nn.Module):
     "Encoded semantics e = Σ_k φ(e_k) of a map: (B, C, H, W) → (B, C) (section 2)"
-    def __init__(self,
-        dim: int,      # C
+
+    def __init__(
+        self,
+        dim: int,  # C
         n_codes: int,  # K
         aggregate: str = 'sum',  # over codewords: 'sum', or 'mean' as in the released code
     ) -> None:
         super().__init__()
-        if aggregate not in ('sum', 'mean'): raise ValueError(f"aggregate: expected 'sum' or 'mean', found {aggregate!r}")
+        if aggregate not in ('sum', 'mean'):
+            raise ValueError(f"aggregate: expected 'sum' or 'mean', found {aggregate!r}")
         self.encoding, self.norm, self.aggregate = Encoding(dim, n_codes), nn.BatchNorm1d(n_codes), aggregate
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        φ = F.relu(self.norm(self.encoding(x)))   # (B, K, C)
+        φ = F.relu(self.norm(self.encoding(x)))  # (B, K, C)
         return φ.sum(1) if self.aggregate == 'sum' else φ.mean(1)
 
 # %% ../../nbs/models/07_encnet.ipynb #e90cec2a
 @torch.no_grad()
 def _start_small(n_codes: int, *layers: nn.Linear | None) -> None:
     for layer in layers:
-        if layer is not None: layer.weight /= n_codes
+        if layer is not None:
+            layer.weight /= n_codes
 
 # %% ../../nbs/models/07_encnet.ipynb #5e7c5c41
 class ContextEncoding(nn.Module):
-    "What the picture is about scales each channel: (B, C, H, W) → the same shape, and class logits (B, n_classes) or None (section 2)"
-    def __init__(self,
-        dim: int,           # C
+    """What the picture is about scales each channel: (B, C, H, W) → the same shape, and class logits (B, n_classes)
+    or None (section 2)"""
+
+    def __init__(
+        self,
+        dim: int,  # C
         n_codes: int = 32,  # K; 0: global average pooling in the place of the encoding
         n_classes: int | None = None,  # of the image-level class logits; none where not given
-        feedback: bool = True,   # scale the channels? If not, the class logits are all there is
+        feedback: bool = True,  # scale the channels? If not, the class logits are all there is
         residual: bool = False,  # Y = relu(X + γX), as the released code has it, instead of the paper's Y = γX
         aggregate: str = 'sum',  # over codewords: 'sum', or 'mean' as in the released code
     ) -> None:
@@ -103,31 +118,37 @@ class ContextEncoding(nn.Module):
         self.semantics = EncodedSemantics(dim, n_codes, aggregate) if n_codes else means
         self.W, self.residual = nn.Linear(dim, dim) if feedback else None, residual
         self.class_logits = nn.Linear(dim, n_classes) if n_classes else None
-        if n_codes and aggregate == 'sum': _start_small(n_codes, self.W, self.class_logits)
+        if n_codes and aggregate == 'sum':
+            _start_small(n_codes, self.W, self.class_logits)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         e = self.semantics(x)
         p = None if self.class_logits is None else self.class_logits(e)
-        if self.W is None: return x, p
-        y = x*torch.sigmoid(self.W(e))[:, :, None, None].to(x.dtype)
+        if self.W is None:
+            return x, p
+        y = x * torch.sigmoid(self.W(e))[:, :, None, None].to(x.dtype)
         return F.relu(x + y) if self.residual else y, p
 
 # %% ../../nbs/models/07_encnet.ipynb #bcd2f12f
 def presence_target(
     mask: torch.Tensor,  # (B, H, W) labels
-    n_classes: int,      # of the labels
+    n_classes: int,  # of the labels
     ignore_index: int = IGNORE,  # label of void pixels, which is no class
 ) -> torch.Tensor:  # (B, n_classes) float32, 1 where the class occurs
     "The classes of each picture. Raises `ValueError`, on the CPU, for labels outside 0..K-1"
-    if mask.device.type == 'cpu': check_labels(mask, n_classes, ignore_index, 'mask')
+    if mask.device.type == 'cpu':
+        check_labels(mask, n_classes, ignore_index, 'mask')
     labels = mask.flatten(1).long()
-    there = torch.zeros(len(mask), n_classes + 1, device=mask.device)   # the last column takes the void
-    return there.scatter_(1, labels.where(labels != ignore_index, n_classes), 1.)[:, :n_classes]
+    there = torch.zeros(len(mask), n_classes + 1, device=mask.device)  # the last column takes the void
+    return there.scatter_(1, labels.where(labels != ignore_index, n_classes), 1.0)[:, :n_classes]
 
 # %% ../../nbs/models/07_encnet.ipynb #4e2205d4
 class SELoss(nn.Module):
-    "Semantic encoding loss: binary cross-entropy of which classes are there, mean over the pictures with labels, 0 without any (section 2)"
-    def __init__(self,
+    """Semantic encoding loss: binary cross-entropy of which classes are there, mean over the pictures with labels, 0
+    without any (section 2)"""
+
+    def __init__(
+        self,
         key: str = 'class_logits',  # of the image-level class logits (B, K) in a model's output
     ) -> None:
         super().__init__()
@@ -138,9 +159,10 @@ class SELoss(nn.Module):
         target = presence_target(mask, z.shape[1]).to(z)
         labelled = target.any(1)
         loss = F.binary_cross_entropy_with_logits(z, target, reduction='none')
-        return shared_mean((loss.mean(1)*labelled).sum(), labelled.sum())
+        return shared_mean((loss.mean(1) * labelled).sum(), labelled.sum())
 
-    def count(self,
+    def count(
+        self,
         mask: torch.Tensor,  # (B, H, W) labels
     ) -> torch.Tensor:  # scalar
         "Pictures that have labels"
@@ -149,20 +171,24 @@ class SELoss(nn.Module):
 # %% ../../nbs/models/07_encnet.ipynb #ac1f4012
 @MODELS.register('encnet')
 class EncNetHead(Head):
-    "A 3×3 convolution, context encoding, logistic regression at each cell; SE branches on the last two stages (figures 2 and 3)"
-    def __init__(self,
+    """A 3×3 convolution, context encoding, logistic regression at each cell; SE branches on the last two stages
+    (figures 2 and 3)"""
+
+    def __init__(
+        self,
         channels: list[int],  # the backbone's, fine to coarse
-        n_classes: int,       # of the labels
+        n_classes: int,  # of the labels
         width: int | None = None,  # channels of the encoded map; `head_width` where not given
-        n_codes: int = 32,    # codewords; 0: global average pooling in their place
-        se_weight: float = .2,  # of each SE-loss; 0: no SE branches
+        n_codes: int = 32,  # codewords; 0: global average pooling in their place
+        se_weight: float = 0.2,  # of each SE-loss; 0: no SE branches
         stage3: bool = True,  # an SE branch on the stage before the last too?
-        dropout: float = .1,  # share of channels dropped before the classifier
+        dropout: float = 0.1,  # share of channels dropped before the classifier
         residual: bool = False,  # Y = relu(X + γX), as the released code has it, instead of the paper's Y = γX
         aggregate: str = 'sum',  # over codewords: 'sum', or 'mean' as in the released code
     ) -> None:
         super().__init__()
-        if n_codes != 0: check_positive(n_codes=n_codes)
+        if n_codes != 0:
+            check_positive(n_codes=n_codes)
         n, k = head_width(channels, width), n_classes if se_weight else None
         form = dict(residual=residual, aggregate=aggregate)
         self.reduce, self.context = conv_bn_relu(channels[-1], n), ContextEncoding(n, n_codes, k, **form)
@@ -173,24 +199,28 @@ class EncNetHead(Head):
 
     def loss_terms(self) -> tuple[LossTerm, ...]:
         "An SE-loss for each branch"
-        if not self.se_weight: return ()
+        if not self.se_weight:
+            return ()
         keys = ('class_logits',) if self.stage3 is None else ('class_logits', 'class_logits3')
         return tuple(LossTerm(key.replace('class_logits', 'se'), self.se_weight, SELoss(key)) for key in keys)
 
     def forward(self, maps: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         y, p = self.context(self.reduce(maps[-1]))
         out = {'logits': self.classify(y)} | ({} if p is None else {'class_logits': p})
-        if self.training and self.stage3 is not None: out['class_logits3'] = self.stage3((maps[-2:-1] or maps)[0])[1]
+        if self.training and self.stage3 is not None:
+            out['class_logits3'] = self.stage3((maps[-2:-1] or maps)[0])[1]
         return out
 
 # %% ../../nbs/models/07_encnet.ipynb #a2769260
 def encnet(
-    n_classes: int,          # of the labels
+    n_classes: int,  # of the labels
     backbone: str = 'tiny',  # as in `create_backbone`; timm's come with output stride 8
-    n_codes: int = 32,       # codewords
-    se_loss: bool = True,    # SE branches with weight 0.2?
-    aux: bool = False,       # an auxiliary FCN head too, as the released code has?
-    **kwargs,                # to `create_model`, `se_weight` for another weight among them
+    n_codes: int = 32,  # codewords
+    se_loss: bool = True,  # SE branches with weight 0.2?
+    aux: bool = False,  # an auxiliary FCN head too, as the released code has?
+    **kwargs,  # to `create_model`, `se_weight` for another weight among them
 ) -> Segmentor:
     "The context encoding network"
-    return create_model('encnet', n_classes, backbone, aux=aux, n_codes=n_codes, **dict(se_weight=.2*se_loss) | kwargs)
+    return create_model(
+        'encnet', n_classes, backbone, aux=aux, n_codes=n_codes, **dict(se_weight=0.2 * se_loss) | kwargs
+    )

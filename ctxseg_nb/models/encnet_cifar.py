@@ -4,9 +4,13 @@
 
 # %% ../../nbs/models/08_encnet_cifar.ipynb #9a037e46
 from __future__ import annotations
+
 from collections.abc import Callable
-import torch, torch.nn.functional as F
+
+import torch
+import torch.nn.functional as F
 from torch import nn
+
 from .encnet import Encoding
 from .segmentor import check_images
 
@@ -15,35 +19,44 @@ __all__ = ['se_gate', 'EncodingGate', 'PreActBlock', 'msra', 'CifarNet', 'cifar_
 
 # %% ../../nbs/models/08_encnet_cifar.ipynb #ddb51aeb
 def se_gate(
-    channels: int,        # C
+    channels: int,  # C
     reduction: int = 16,  # C over the width of the waist
 ) -> nn.Sequential:
     "Squeeze and excitation: (B, C, H, W) → γ (B, C) from the means of the channels (Hu et al. 2018, section 3)"
-    waist = max(1, channels//reduction)
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, waist), nn.ReLU(inplace=True),
-                         nn.Linear(waist, channels), nn.Sigmoid())
+    waist = max(1, channels // reduction)
+    return nn.Sequential(
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(channels, waist),
+        nn.ReLU(inplace=True),
+        nn.Linear(waist, channels),
+        nn.Sigmoid(),
+    )
 
 # %% ../../nbs/models/08_encnet_cifar.ipynb #5750fd17
 class EncodingGate(nn.Module):
-    "Context encoding: (B, C, H, W) → γ (B, C) from the features' distribution about K codewords (Zhang et al. 2018, section 3.5)"
-    def __init__(self,
-        channels: int,    # C, a multiple of 4
+    """Context encoding: (B, C, H, W) → γ (B, C) from the features' distribution about K codewords (Zhang et al.
+    2018, section 3.5)"""
+
+    def __init__(
+        self,
+        channels: int,  # C, a multiple of 4
         n_codes: int = 16,  # K
     ) -> None:
         super().__init__()
-        n = channels//4
+        n = channels // 4
         self.reduce = nn.Sequential(nn.Conv2d(channels, n, 1), nn.BatchNorm2d(n), nn.ReLU(inplace=True))
         self.encoding = Encoding(n, n_codes, drop_scale=True)
-        self.W = nn.Linear(n_codes*n, channels)
+        self.W = nn.Linear(n_codes * n, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        e = F.normalize(self.encoding(self.reduce(x)).flatten(1), dim=1)   # (B, K·C/4)
+        e = F.normalize(self.encoding(self.reduce(x)).flatten(1), dim=1)  # (B, K·C/4)
         return self.W(e.to(self.W.weight.dtype)).sigmoid()
 
 # %% ../../nbs/models/08_encnet_cifar.ipynb #ef9baf21
 def _widen(
     x: torch.Tensor,  # (B, C, H, W)
-    channels: int,    # of the result, at least C
+    channels: int,  # of the result, at least C
 ) -> torch.Tensor:  # (B, channels, H, W)
     "The shortcut without parameters: zeros in the new channels (He et al. 2016, option A)"
     return F.pad(x, (0, 0, 0, 0, 0, channels - x.shape[1]))
@@ -51,11 +64,14 @@ def _widen(
 # %% ../../nbs/models/08_encnet_cifar.ipynb #ebee5d6d
 class PreActBlock(nn.Module):
     "y = shortcut + γ·F, F twice batch norm, ReLU, 3×3 convolution: (B, cin, H, W) → (B, cout, ⌈H/stride⌉, ⌈W/stride⌉)"
-    def __init__(self,
-        cin: int,         # channels in
-        cout: int,        # channels out, at least `cin`
+
+    def __init__(
+        self,
+        cin: int,  # channels in
+        cout: int,  # channels out, at least `cin`
         stride: int = 1,  # of the first convolution
-        gate: Callable[[int], nn.Module] | None = None,  # channels → module that gives γ (B, cout) from F; γ = 1 where not given
+        gate: Callable[[int], nn.Module]
+        | None = None,  # channels → module that gives γ (B, cout) from F; γ = 1 where not given
         projection: bool = True,  # a shortcut to more channels is a 1×1 convolution? If not, it has no parameters
     ) -> None:
         super().__init__()
@@ -67,8 +83,9 @@ class PreActBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = F.relu(self.norm1(x))
         f = self.conv2(F.relu(self.norm2(self.conv1(h))))
-        if self.gate is not None: f = f*self.gate(f)[:, :, None, None].to(f.dtype)
-        every = (..., *[slice(None, None, self.stride)]*2)
+        if self.gate is not None:
+            f = f * self.gate(f)[:, :, None, None].to(f.dtype)
+        every = (..., *[slice(None, None, self.stride)] * 2)
         return f + (_widen(x[every], f.shape[1]) if self.project is None else self.project(h[every]))
 
 # %% ../../nbs/models/08_encnet_cifar.ipynb #4dac8d02
@@ -78,20 +95,24 @@ def msra(
     "Weights of a convolution or linear layer ~ N(0, 2/fan-in), bias 0; others stay (He et al. 2015, eq. 10)"
     if isinstance(m, (nn.Conv2d, nn.Linear)):
         nn.init.kaiming_normal_(m.weight, nonlinearity='relu')
-        if m.bias is not None: nn.init.zeros_(m.bias)
+        if m.bias is not None:
+            nn.init.zeros_(m.bias)
 
 # %% ../../nbs/models/08_encnet_cifar.ipynb #5959ec6d
 class CifarNet(nn.Module):
     "14 layers, pre-activation: pictures (B, 3, H, W) → logits (B, 10) (Zhang et al. 2018, section 3.5)"
-    def __init__(self,
+
+    def __init__(
+        self,
         width: int = 64,  # channels of the first stage, a multiple of 4
         gate: Callable[[int], nn.Module] | None = None,  # of every block, as in `PreActBlock`
         projection: bool = True,  # as in `PreActBlock`
     ) -> None:
-        if width < 4 or width % 4: raise ValueError(f'width: expected a multiple of 4, found {width}')
+        if width < 4 or width % 4:
+            raise ValueError(f'width: expected a multiple of 4, found {width}')
         super().__init__()
         self.stem, blocks, c = nn.Conv2d(3, width, 3, 1, 1), [], width
-        for n in (width, 2*width, 4*width):
+        for n in (width, 2 * width, 4 * width):
             blocks += [PreActBlock(c, n, 1 + (n > c), gate, projection), PreActBlock(n, n, 1, gate)]
             c = n
         self.blocks, self.norm, self.classify = nn.Sequential(*blocks), nn.BatchNorm2d(c), nn.Linear(c, 10)
@@ -107,8 +128,10 @@ def cifar_encnet(
     width: int = 64,  # channels of the first stage, a multiple of 4
 ) -> CifarNet:
     "EncNet of Table 6: a context encoding gate on every block; '16k64d' and '32k128d' there"
-    if n_codes < 1: raise ValueError(f'n_codes: expected at least 1, found {n_codes}')
+    if n_codes < 1:
+        raise ValueError(f'n_codes: expected at least 1, found {n_codes}')
     return CifarNet(width, lambda channels: EncodingGate(channels, n_codes))
+
 
 def cifar_resnet(
     width: int = 64,  # channels of the first stage, a multiple of 4
@@ -116,6 +139,7 @@ def cifar_resnet(
 ) -> CifarNet:
     "The plain network of Table 6"
     return CifarNet(width, None, projection)
+
 
 def cifar_seresnet(
     width: int = 64,  # channels of the first stage, a multiple of 4

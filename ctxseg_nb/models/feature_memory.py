@@ -4,10 +4,15 @@
 
 # %% ../../nbs/models/10_feature_memory.ipynb #0ecaaf26
 from __future__ import annotations
+
 from collections.abc import Iterator
 from itertools import combinations_with_replacement
-import torch, torch.distributed as dist, torch.nn.functional as F
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
+
 from ..core import IGNORE, at_least_float32, check_labels, full_precision
 
 # %% auto #0
@@ -15,109 +20,130 @@ __all__ = ['poly_momentum', 'LabelledPixels', 'FeatureMemory']
 
 # %% ../../nbs/models/10_feature_memory.ipynb #6da90f8f
 def poly_momentum(
-    t: float,      # iteration, 0..T
-    T: float,      # number of iterations
-    m0: float = .9,  # at the start; a hundredth of it remains at the end
-    p: float = .9,   # power
+    t: float,  # iteration, 0..T
+    T: float,  # number of iterations
+    m0: float = 0.9,  # at the start; a hundredth of it remains at the end
+    p: float = 0.9,  # power
 ) -> float:  # share of the new in a row of the memory
     "Momentum of the memory's update (Jin et al. 2021, eq. 7)"
-    return max(0., 1 - t/T)**p*(m0 - m0/100) + m0/100
+    return max(0.0, 1 - t / T) ** p * (m0 - m0 / 100) + m0 / 100
 
 # %% ../../nbs/models/10_feature_memory.ipynb #8270de39
 def _between(n: int, cells: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     "n pixels along a side of `cells` cells: the cell (n,) before each, and how far it is on the way to the next (n,)"
-    at = ((torch.arange(n, device=like.device, dtype=like.dtype) + .5)*(cells/n) - .5).clamp(0, cells - 1)
+    at = ((torch.arange(n, device=like.device, dtype=like.dtype) + 0.5) * (cells / n) - 0.5).clamp(0, cells - 1)
     return at.floor().long(), at - at.floor()
 
 # %% ../../nbs/models/10_feature_memory.ipynb #41a040e0
 def _check(features: torch.Tensor, mask: torch.Tensor, n_classes: int, ignore_index: int) -> None:
     if features.ndim != 4 or mask.ndim != 3 or len(features) != len(mask) or mask.is_floating_point():
-        raise ValueError('expected features (B, C, h, w) and an integer mask (B, H, W), '
-                         f'found {tuple(features.shape)} and {tuple(mask.shape)} of {mask.dtype}')
-    if mask.device.type == 'cpu': check_labels(mask, n_classes, ignore_index, 'mask')
+        raise ValueError(
+            'expected features (B, C, h, w) and an integer mask (B, H, W), '
+            f'found {tuple(features.shape)} and {tuple(mask.shape)} of {mask.dtype}'
+        )
+    if mask.device.type == 'cpu':
+        check_labels(mask, n_classes, ignore_index, 'mask')
 
 # %% ../../nbs/models/10_feature_memory.ipynb #70ab6f5e
 class LabelledPixels:
-    "Features as if enlarged bilinearly to the size of their mask, and sums over the pixels of each class (Jin et al. 2021, eqs. 8 to 10)"
-    def __init__(self,
+    """Features as if enlarged bilinearly to the size of their mask, and sums over the pixels of each class (Jin et
+    al. 2021, eqs. 8 to 10)"""
+
+    def __init__(
+        self,
         features: torch.Tensor,  # (B, C, h, w)
-        mask: torch.Tensor,      # (B, H, W) labels
-        n_classes: int,          # K
+        mask: torch.Tensor,  # (B, H, W) labels
+        n_classes: int,  # K
         ignore_index: int = IGNORE,  # label of void pixels
     ) -> None:
         _check(features, mask, n_classes, ignore_index)
-        sound, mask = features.isfinite().all(), mask.long()   # otherwise there are no pixels here
+        sound, mask = features.isfinite().all(), mask.long()  # otherwise there are no pixels here
         f = at_least_float32(features.detach()).where(sound, 0)
-        self.f, self.n_columns = F.pad(f, (0, 1, 0, 1), 'replicate'), n_classes + 1   # (B, C, h+1, w+1)
+        self.f, self.n_columns = F.pad(f, (0, 1, 0, 1), 'replicate'), n_classes + 1  # (B, C, h+1, w+1)
         has_class = (mask >= 0) & (mask < n_classes) & (mask != ignore_index) & sound
-        self.label = mask.where(has_class, n_classes)   # (B, H, W)
+        self.label = mask.where(has_class, n_classes)  # (B, H, W)
         self.valid = self.label < n_classes
         (h, w), (H, W) = features.shape[2:], mask.shape[1:]
         (self.i, λ), (self.j, μ) = _between(H, h, self.f), _between(W, w, self.f)
-        self.u = [a[:, None]*b for a in (1 - λ, λ) for b in (1 - μ, μ)]   # corners (0, 0), (0, 1), (1, 0), (1, 1): (H, W) each
+        self.u = [
+            a[:, None] * b for a in (1 - λ, λ) for b in (1 - μ, μ)
+        ]  # corners (0, 0), (0, 1), (1, 0), (1, 1): (H, W) each
 
     def slots(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         "For each corner: its weight (H, W), and the place (B, H, W) of cell and class in a table (B·(h+1)·(w+1), K+1)"
         B, _, h, w = self.f.shape
-        first = torch.arange(B, device=self.label.device)[:, None, None]*h*w
+        first = torch.arange(B, device=self.label.device)[:, None, None] * h * w
         for k, u in enumerate(self.u):
-            yield u, (first + (self.i + k//2)[:, None]*w + self.j + k % 2)*self.n_columns + self.label
+            yield u, (first + (self.i + k // 2)[:, None] * w + self.j + k % 2) * self.n_columns + self.label
 
     def lengths(self) -> torch.Tensor:
         "‖R_i‖ (B, H, W)"
         h, w = (n - 1 for n in self.f.shape[2:])
-        near = [self.f[..., k//2:k//2 + h, k % 2:k % 2 + w] for k in range(4)]
-        at = self.i[:, None]*w + self.j
-        def part(a, b): return (1 + (a < b))*self.u[a]*self.u[b]*(near[a]*near[b]).sum(1).flatten(1)[:, at]
+        near = [self.f[..., k // 2 : k // 2 + h, k % 2 : k % 2 + w] for k in range(4)]
+        at = self.i[:, None] * w + self.j
+
+        def part(a, b):
+            return (1 + (a < b)) * self.u[a] * self.u[b] * (near[a] * near[b]).sum(1).flatten(1)[:, at]
+
         return sum(part(a, b) for a, b in combinations_with_replacement(range(4), 2)).clamp(min=0).sqrt()
 
-    def cosine(self,
+    def cosine(
+        self,
         rows: torch.Tensor,  # (K, C)
     ) -> torch.Tensor:  # (B, H, W)
         "S_i = cos(R_i, rows_c) with c the label of pixel i; 0 where either has no length"
         rows = F.pad(rows.to(self.f), (0, 0, 0, 1))
-        dots = (self.f.flatten(2).mT @ rows.T).flatten()   # (B·(h+1)·(w+1)·(K+1),)
-        dot = sum(u*dots[slot] for u, slot in self.slots())
-        length = self.lengths()*rows.norm(dim=1)[self.label]
-        return (dot/length.where(length > 0, 1)).clamp(-1, 1)
+        dots = (self.f.flatten(2).mT @ rows.T).flatten()  # (B·(h+1)·(w+1)·(K+1),)
+        dot = sum(u * dots[slot] for u, slot in self.slots())
+        length = self.lengths() * rows.norm(dim=1)[self.label]
+        return (dot / length.where(length > 0, 1)).clamp(-1, 1)
 
-    def sums(self,
+    def sums(
+        self,
         weight: torch.Tensor,  # w_i (B, H, W)
     ) -> torch.Tensor:  # (K, C+1)
         "Σ w_i R_i and Σ w_i over the pixels of each class"
-        A = self.f.new_zeros(self.f[:, 0].numel()*self.n_columns)
-        for u, slot in self.slots(): A.index_add_(0, slot.flatten(), (u*weight).flatten())
-        A = A.view(-1, self.n_columns)[:, :-1]             # (B·(h+1)·(w+1), K)
+        A = self.f.new_zeros(self.f[:, 0].numel() * self.n_columns)
+        for u, slot in self.slots():
+            A.index_add_(0, slot.flatten(), (u * weight).flatten())
+        A = A.view(-1, self.n_columns)[:, :-1]  # (B·(h+1)·(w+1), K)
         return torch.cat([A.T @ self.f.movedim(1, 3).flatten(0, 2), A.sum(0)[:, None]], 1)
 
 # %% ../../nbs/models/10_feature_memory.ipynb #ce92f331
 def _over_ranks(x: torch.Tensor, op: str = 'SUM') -> torch.Tensor:
     "Sum (or maximum) over all processes, in place"
-    if dist.is_available() and dist.is_initialized(): dist.all_reduce(x, getattr(dist.ReduceOp, op))
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(x, getattr(dist.ReduceOp, op))
     return x
 
-def _mean(sums: torch.Tensor) -> torch.Tensor: return sums[:, :-1]/sums[:, -1:].where(sums[:, -1:] > 0, 1)   # (K, C+1) → (K, C)
+
+def _mean(sums: torch.Tensor) -> torch.Tensor:
+    return sums[:, :-1] / sums[:, -1:].where(sums[:, -1:] > 0, 1)  # (K, C+1) → (K, C)
 
 # %% ../../nbs/models/10_feature_memory.ipynb #7a45ff8b
 def _one_pixel(px: LabelledPixels) -> torch.Tensor:
     "A random pixel of each class, the same for all processes: Σ and number (K, C+1)"
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
-    lot = torch.randint(2**40, px.label.shape, device=px.label.device)*ranks + rank
+    lot = torch.randint(2**40, px.label.shape, device=px.label.device) * ranks + rank
     best = lot.new_full((px.n_columns,), -1).scatter_reduce(0, px.label.flatten(), lot.flatten(), 'amax')
     return _over_ranks(px.sums((lot == _over_ranks(best, 'MAX')[px.label]).to(px.f)))
+
 
 def _clustered(px: LabelledPixels) -> torch.Tensor:
     "The densest direction of each class: Σ w_i R_i and Σ w_i (K, C+1)"
     found = _over_ranks(px.sums(px.valid.to(px.f)))
-    for _ in range(3): found = _over_ranks(px.sums((10*(px.cosine(_mean(found)) - 1)).exp()))
+    for _ in range(3):
+        found = _over_ranks(px.sums((10 * (px.cosine(_mean(found)) - 1)).exp()))
     return found
 
 # %% ../../nbs/models/10_feature_memory.ipynb #a6ee2e85
 class FeatureMemory(nn.Module):
     "One feature vector for each class, from all that was seen in training (Jin et al. 2021, section 3.2)"
-    def __init__(self,
+
+    def __init__(
+        self,
         n_classes: int,  # K
-        dim: int,        # C
+        dim: int,  # C
         init: str = 'random_pixel',  # first value of a row: 'random_pixel', 'first_mean' or 'clustering'
     ) -> None:
         super().__init__()
@@ -125,16 +151,17 @@ class FeatureMemory(nn.Module):
             raise ValueError(f"init: expected 'random_pixel', 'first_mean' or 'clustering', found {init!r}")
         self.init = init
         self.register_buffer('memory', torch.zeros(n_classes, dim))
-        self.register_buffer('seen', torch.zeros(n_classes, dtype=torch.bool))   # classes that have a row
+        self.register_buffer('seen', torch.zeros(n_classes, dtype=torch.bool))  # classes that have a row
         # of the step that is under way
-        self.register_buffer('sums', torch.zeros(2, n_classes, dim + 1), persistent=False)   # weighted and plain
-        self.register_buffer('first_rows', torch.zeros(n_classes, dim), persistent=False)    # for classes without a row
+        self.register_buffer('sums', torch.zeros(2, n_classes, dim + 1), persistent=False)  # weighted and plain
+        self.register_buffer('first_rows', torch.zeros(n_classes, dim), persistent=False)  # for classes without a row
         self.register_buffer('met', torch.zeros(n_classes, dtype=torch.bool), persistent=False)
 
     def _apply(self, fn, recurse: bool = True) -> nn.Module:
         super()._apply(fn, recurse)
-        for name, b in self._buffers.items():   # sums of pixels do not fit into half precision
-            if b.is_floating_point(): self._buffers[name] = at_least_float32(b)
+        for name, b in self._buffers.items():  # sums of pixels do not fit into half precision
+            if b.is_floating_point():
+                self._buffers[name] = at_least_float32(b)
         return self
 
     def rows(self) -> torch.Tensor:  # (K, C), a copy, zero where nothing has been seen
@@ -142,27 +169,30 @@ class FeatureMemory(nn.Module):
         return self.memory.where(self.seen[:, None], 0)
 
     @torch.no_grad()
-    def update(self,
+    def update(
+        self,
         features: torch.Tensor,  # (B, C, h, w)
-        mask: torch.Tensor,      # (B, H, W) labels
-        momentum: float,         # m, share of the new
-        strategy: str = 'cosine',    # weights of pixels: 'cosine', 1 - S, or 'mean', all alike
+        mask: torch.Tensor,  # (B, H, W) labels
+        momentum: float,  # m, share of the new
+        strategy: str = 'cosine',  # weights of pixels: 'cosine', 1 - S, or 'mean', all alike
         ignore_index: int = IGNORE,  # label of void pixels
         first: bool = True,  # the first batch of a step of the optimiser?
-        last: bool = True,   # the last one? Only then do the rows move
+        last: bool = True,  # the last one? Only then do the rows move
     ) -> torch.Tensor:  # scalar: mean of 1 - S over this call's pixels of classes that have a row
         "Move the rows of the classes in `mask` towards their pixels (eqs. 6 and 8 to 10)"
-        if strategy not in ('cosine', 'mean'): raise ValueError(f"strategy: expected 'cosine' or 'mean', found {strategy!r}")
+        if strategy not in ('cosine', 'mean'):
+            raise ValueError(f"strategy: expected 'cosine' or 'mean', found {strategy!r}")
         if features.shape[1:2] != self.memory.shape[1:]:
             raise ValueError(f'features: expected (B, {self.memory.shape[1]}, h, w), found {tuple(features.shape)}')
         with full_precision(features):
             px = LabelledPixels(features, mask, len(self.memory), ignore_index)
             known, one = F.pad(self.seen, (0, 1))[px.label], px.valid.to(px.f)
-            far = 1 - px.cosine(self.rows())   # 1 - S
-            w = far.where(far > 64*torch.finfo(far.dtype).eps, 0) if strategy == 'cosine' else one
+            far = 1 - px.cosine(self.rows())  # 1 - S
+            w = far.where(far > 64 * torch.finfo(far.dtype).eps, 0) if strategy == 'cosine' else one
             self._collect(px, w, one, first)
-            if last: self._move(momentum)
-            return (far*known).sum()/known.sum().clamp(min=1)
+            if last:
+                self._move(momentum)
+            return (far * known).sum() / known.sum().clamp(min=1)
 
     def _collect(self, px: LabelledPixels, w: torch.Tensor, one: torch.Tensor, first: bool) -> None:
         "Add the pixels, with weights and without, to the sums of the step; first values for classes that are new in it"
@@ -177,9 +207,9 @@ class FeatureMemory(nn.Module):
 
     def _move(self, momentum: float) -> None:
         "M ← (1 - m) M + m M' for the classes of the step (eq. 6); new ones get their first value"
-        weighted, plain = self.sums   # (K, C+1) each
+        weighted, plain = self.sums  # (K, C+1) each
         rows, new = self.rows(), _mean(weighted.where(weighted[:, -1:] > 0, plain))
         first_rows = _mean(plain) if self.init == 'first_mean' else self.first_rows
-        moved = torch.where(self.seen[:, None], (1 - momentum)*rows + momentum*new, first_rows)
+        moved = torch.where(self.seen[:, None], (1 - momentum) * rows + momentum * new, first_rows)
         self.memory.copy_(moved.where(self.met[:, None], rows))
         self.seen.copy_(self.seen | self.met)

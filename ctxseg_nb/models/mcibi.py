@@ -4,9 +4,13 @@
 
 # %% ../../nbs/models/11_mcibi.ipynb #02823635
 from __future__ import annotations
+
 from functools import partial
-import torch, torch.nn.functional as F
+
+import torch
+import torch.nn.functional as F
 from torch import nn
+
 from ..core import at_least_float32, full_precision
 from .backbones import conv_bn_relu
 from .cfnet import mixture_attention
@@ -14,8 +18,18 @@ from .deeplabv3 import ASPPHead
 from .feature_memory import FeatureMemory, poly_momentum
 from .ocrnet import OCRHead, region_means
 from .pspnet import PSPHead
-from .segmentor import ContextFusion, FCNHead, Head, LossTerm, MODELS, Segmentor
-from .segmentor import aux_loss, classifier, create_model, head_width
+from ctxseg_nb.models.segmentor import (
+    MODELS,
+    ContextFusion,
+    FCNHead,
+    Head,
+    LossTerm,
+    Segmentor,
+    aux_loss,
+    classifier,
+    create_model,
+    head_width,
+)
 
 # %% auto #0
 __all__ = ['HOSTS', 'DatasetContext', 'MCIBIFusion', 'RCLLoss', 'ClassPrototypes', 'MCIBIHead', 'mcibi']
@@ -25,76 +39,90 @@ def _aggregate(x: torch.Tensor, z: torch.Tensor, rows: torch.Tensor | None) -> t
     "C'_bi = softmax(z) M (B, C, h, w); without rows, those of the picture itself"
     with full_precision(x):
         M = region_means(x, z) if rows is None else at_least_float32(rows)
-        W = z.flatten(2).mT.to(M.dtype).softmax(2)                 # (B, N, K)
+        W = z.flatten(2).mT.to(M.dtype).softmax(2)  # (B, N, K)
         return (W @ M).mT.unflatten(2, x.shape[2:]).to(x.dtype)
 
 # %% ../../nbs/models/11_mcibi.ipynb #11aa61d9
 class DatasetContext(nn.Module):
-    "Context beyond the image, C_bi (B, C, h, w), and the rough segmentation H_1(R) (B, K, h, w) (Jin et al. 2021, eqs. 11 to 14)"
-    def __init__(self,
-        dim: int,        # C, even
+    """Context beyond the image, C_bi (B, C, h, w), and the rough segmentation H_1(R) (B, K, h, w) (Jin et al. 2021,
+    eqs. 11 to 14)"""
+
+    def __init__(
+        self,
+        dim: int,  # C, even
         n_classes: int,  # K
         relation: bool = True,  # refine the context by the relation of all positions? (eqs. 13 and 14)
     ) -> None:
         super().__init__()
-        n, d = dim, dim//2
+        n, d = dim, dim // 2
         self.H1 = nn.Sequential(conv_bn_relu(n, n, 1), nn.Conv2d(n, n_classes, 1))
-        def two_layers(): return nn.Sequential(conv_bn_relu(n, d, 1), conv_bn_relu(d, d, 1))
+
+        def two_layers():
+            return nn.Sequential(conv_bn_relu(n, d, 1), conv_bn_relu(d, d, 1))
+
         self.g_q, self.g_k = (two_layers(), two_layers()) if relation else (None, None)
         self.g_v, self.g_o = conv_bn_relu(n, d, 1), conv_bn_relu(d, n, 1)
 
-    def forward(self,
-        x: torch.Tensor,            # R (B, C, h, w)
+    def forward(
+        self,
+        x: torch.Tensor,  # R (B, C, h, w)
         rows: torch.Tensor | None,  # of the memory (K, C); the means of the picture itself where not given
     ) -> tuple[torch.Tensor, torch.Tensor]:
         z = self.H1(x)
         c = _aggregate(x, z, rows)
         v = self.g_v(c)
         if self.g_q is not None:
-            q, k, v_ = (t.flatten(2).mT for t in (self.g_q(x), self.g_k(c), v))   # (B, N, C/2)
+            q, k, v_ = (t.flatten(2).mT for t in (self.g_q(x), self.g_k(c), v))  # (B, N, C/2)
             v = mixture_attention(k[:, None], q[:, None], v_).mT.reshape(v.shape)
         return self.g_o(v), z
 
 # %% ../../nbs/models/11_mcibi.ipynb #1799eac5
 class MCIBIFusion(nn.Module):
     "R_aug = F(R, C_bi, C_wi) (B, C, h, w) (Jin et al. 2021, eq. 4)"
-    def __init__(self,
-        dim: int,     # C, channels of R and C_bi, and out
+
+    def __init__(
+        self,
+        dim: int,  # C, channels of R and C_bi, and out
         within: int,  # channels of C_wi; 0: there is none
         fuse: str = 'concat',  # R and C_bi are joined by 'concat', 'add' or 'weighted'
     ) -> None:
         super().__init__()
         if fuse not in ('concat', 'add', 'weighted'):
             raise ValueError(f"fuse: expected 'concat', 'add' or 'weighted', found {fuse!r}")
-        context = within + dim*(fuse == 'concat')
-        self.join, self.weights = fuse, nn.Conv2d(2*dim, 2, 1) if fuse == 'weighted' else None
+        context = within + dim * (fuse == 'concat')
+        self.join, self.weights = fuse, nn.Conv2d(2 * dim, 2, 1) if fuse == 'weighted' else None
         self.conv = ContextFusion(dim, context, dim) if context else conv_bn_relu(dim, dim)
 
     def forward(self, r: torch.Tensor, beyond: torch.Tensor, within: torch.Tensor | None = None) -> torch.Tensor:
         contexts = [t for t in (within, beyond) if t is not None]
-        if self.join == 'concat': return self.conv(r, torch.cat(contexts, 1))
+        if self.join == 'concat':
+            return self.conv(r, torch.cat(contexts, 1))
         if self.join == 'weighted':
             a, b = self.weights(torch.cat([r, beyond], 1)).softmax(1).split(1, 1)
-            r, beyond = a*r, b*beyond
+            r, beyond = a * r, b * beyond
         return self.conv(r + beyond) if within is None else self.conv(r + beyond, within)
 
 # %% ../../nbs/models/11_mcibi.ipynb #ff4e9087
 class RCLLoss(nn.Module):
     "L_M: mean cross-entropy of the rows of the memory that have been seen; 0 without any (Jin et al. 2021, eq. 17)"
-    def forward(self,
+
+    def forward(
+        self,
         out: dict[str, torch.Tensor],  # 'rcl': H_2(M) (K, K), 'seen': (K,)
-        target: torch.Tensor | None,   # not used
+        target: torch.Tensor | None,  # not used
     ) -> torch.Tensor:  # scalar
         z, seen = at_least_float32(out['rcl']), out['seen']
-        loss = F.cross_entropy(z, torch.arange(len(z), device=z.device), reduction='none')   # (K,)
-        return loss.where(seen, 0).sum()/seen.sum().clamp(min=1)
+        loss = F.cross_entropy(z, torch.arange(len(z), device=z.device), reduction='none')  # (K,)
+        return loss.where(seen, 0).sum() / seen.sum().clamp(min=1)
 
 # %% ../../nbs/models/11_mcibi.ipynb #5a07ac13
-HOSTS = dict(fcn=FCNHead, pspnet=PSPHead, deeplabv3=ASPPHead, ocrnet=OCRHead)   # heads that MCIBI can sit in
+HOSTS = dict(fcn=FCNHead, pspnet=PSPHead, deeplabv3=ASPPHead, ocrnet=OCRHead)  # heads that MCIBI can sit in
+
 
 def _host(name: str, channels: list[int], n_classes: int, width: int, options: dict) -> Head:
     "A head without its own fusion and classifier"
-    if name not in HOSTS: raise ValueError(f'host: expected one of {", ".join(HOSTS)}, found {name!r}')
+    if name not in HOSTS:
+        raise ValueError(f'host: expected one of {", ".join(HOSTS)}, found {name!r}')
     host = HOSTS[name](channels, n_classes, width, **options)
     host.fuse = host.classify = None
     return host
@@ -102,23 +130,27 @@ def _host(name: str, channels: list[int], n_classes: int, width: int, options: d
 # %% ../../nbs/models/11_mcibi.ipynb #b767dd7c
 class ClassPrototypes(nn.Module):
     "The vectors (K, C) that a head aggregates, one for each class: a memory with its schedule, or a control"
-    def __init__(self,
-        kind: str,       # 'memory', or a control: 'learned', 'random' (frozen) or 'picture' (its own means)
+
+    def __init__(
+        self,
+        kind: str,  # 'memory', or a control: 'learned', 'random' (frozen) or 'picture' (its own means)
         n_classes: int,  # K
-        dim: int,        # C
-        strategy: str = 'cosine',    # of the update: 'cosine' or 'mean'
+        dim: int,  # C
+        strategy: str = 'cosine',  # of the update: 'cosine' or 'mean'
         init: str = 'random_pixel',  # of a row: 'random_pixel', 'first_mean' or 'clustering'
-        m0: float = .9,              # momentum at the start
-        poly: bool = True,           # does it fall with `training_progress`?
+        m0: float = 0.9,  # momentum at the start
+        poly: bool = True,  # does it fall with `training_progress`?
     ) -> None:
         super().__init__()
         if kind not in ('memory', 'learned', 'random', 'picture'):
             raise ValueError(f"prototypes: expected 'memory', 'learned', 'random' or 'picture', found {kind!r}")
         self.strategy, self.m0, self.poly = strategy, m0, poly
-        self.training_progress = 0.   # share of the training that is done, 0 to 1
+        self.training_progress = 0.0  # share of the training that is done, 0 to 1
         self.memory = FeatureMemory(n_classes, dim, init) if kind == 'memory' else None
-        if kind == 'learned': self.table = nn.Parameter(torch.randn(n_classes, dim).relu())
-        else: self.register_buffer('table', torch.randn(n_classes, dim).relu() if kind == 'random' else None)
+        if kind == 'learned':
+            self.table = nn.Parameter(torch.randn(n_classes, dim).relu())
+        else:
+            self.register_buffer('table', torch.randn(n_classes, dim).relu() if kind == 'random' else None)
 
     def forward(self) -> torch.Tensor | None:
         "The vectors (K, C), or None where they are the picture's own means"
@@ -129,11 +161,12 @@ class ClassPrototypes(nn.Module):
         "Of the memory's update (eq. 7)"
         return poly_momentum(self.training_progress, 1, self.m0) if self.poly else self.m0
 
-    def update(self,
+    def update(
+        self,
         features: torch.Tensor,  # (B, C, h, w)
-        target: torch.Tensor,    # (B, H, W) labels
-        first: bool = True,      # the first batch of a step of the optimiser?
-        last: bool = True,       # the last one?
+        target: torch.Tensor,  # (B, H, W) labels
+        first: bool = True,  # the first batch of a step of the optimiser?
+        last: bool = True,  # the last one?
     ) -> torch.Tensor:  # scalar, mean of 1 - S
         "Update the memory (eqs. 6 to 10)"
         return self.memory.update(features, target, self.momentum, self.strategy, first=first, last=last)
@@ -141,30 +174,37 @@ class ClassPrototypes(nn.Module):
 # %% ../../nbs/models/11_mcibi.ipynb #ac5265a4
 @MODELS.register('mcibi')
 class MCIBIHead(Head):
-    "Each cell gathers what the data set knows of its likely classes, beside what the host finds in the picture (Jin et al. 2021, figure 2)"
-    def __init__(self,
+    """Each cell gathers what the data set knows of its likely classes, beside what the host finds in the picture
+    (Jin et al. 2021, figure 2)"""
+
+    def __init__(
+        self,
         channels: list[int],  # the backbone's, fine to coarse
-        n_classes: int,       # K
+        n_classes: int,  # K
         width: int | None = None,  # C; `head_width` where not given
-        host: str = 'fcn',         # context within the image: 'fcn' (none), 'pspnet', 'deeplabv3' or 'ocrnet'
+        host: str = 'fcn',  # context within the image: 'fcn' (none), 'pspnet', 'deeplabv3' or 'ocrnet'
         host_options: dict | None = None,  # to the host
         prototypes: str = 'memory',  # what is aggregated: 'memory', or a control: 'learned', 'random' or 'picture'
-        relation: bool = True,     # eqs. 13 and 14?
-        fuse: str = 'concat',      # 'concat', 'add' or 'weighted'
-        alpha: float = .4,         # weight of the rough segmentation's loss
-        beta: float = 1.,          # weight of representation-consistent learning
-        dropout: float = .1,       # share of channels dropped before the classifier
-        strategy: str = 'cosine',    # of the memory's update: 'cosine' or 'mean'
+        relation: bool = True,  # eqs. 13 and 14?
+        fuse: str = 'concat',  # 'concat', 'add' or 'weighted'
+        alpha: float = 0.4,  # weight of the rough segmentation's loss
+        beta: float = 1.0,  # weight of representation-consistent learning
+        dropout: float = 0.1,  # share of channels dropped before the classifier
+        strategy: str = 'cosine',  # of the memory's update: 'cosine' or 'mean'
         init: str = 'random_pixel',  # of its rows: 'random_pixel', 'first_mean' or 'clustering'
-        m0: float = .9,              # its momentum at the start
-        poly: bool = True,           # does the momentum fall with `training_progress`?
+        m0: float = 0.9,  # its momentum at the start
+        poly: bool = True,  # does the momentum fall with `training_progress`?
     ) -> None:
         super().__init__()
         n = head_width(channels, width)
-        if n < 2: raise ValueError(f'width: expected at least 2 channels, found {n}')
+        if n < 2:
+            raise ValueError(f'width: expected at least 2 channels, found {n}')
         self.host = _host(host, channels, n_classes, n, host_options or {})
         self.prototypes = ClassPrototypes(prototypes, n_classes, n, strategy, init, m0, poly)
-        self.context, self.fusion = DatasetContext(n, n_classes, relation), MCIBIFusion(n, self.host.context_width, fuse)
+        self.context, self.fusion = (
+            DatasetContext(n, n_classes, relation),
+            MCIBIFusion(n, self.host.context_width, fuse),
+        )
         self.classify, self.alpha, self.beta = classifier(n, n_classes, dropout), alpha, beta
 
     def loss_terms(self) -> tuple[LossTerm, ...]:
@@ -177,26 +217,29 @@ class MCIBIHead(Head):
         (r, within, more), M = self.host.gather(maps), self.prototypes()
         c, z = self.context(r, M)
         out = more | {'logits': self.classify(self.fusion(r, c, within)), 'rough': z}
-        if not self.training or self.prototypes.memory is None: return out
-        rcl = self.classify(M.to(r.dtype)[..., None, None]).flatten(1)   # H_2(M) (K, K)
+        if not self.training or self.prototypes.memory is None:
+            return out
+        rcl = self.classify(M.to(r.dtype)[..., None, None]).flatten(1)  # H_2(M) (K, K)
         return out | {'features': r, 'rcl': rcl, 'seen': self.prototypes.memory.seen.clone()}
 
-    def after_training_batch(self,
+    def after_training_batch(
+        self,
         out: dict[str, torch.Tensor],  # what the model gave in training
-        target: torch.Tensor,          # (B, H, W) labels
+        target: torch.Tensor,  # (B, H, W) labels
         first: bool = True,  # the first batch of a step of the optimiser?
-        last: bool = True,   # the last one?
+        last: bool = True,  # the last one?
     ) -> dict[str, torch.Tensor]:  # 'drift': mean of 1 - S
         "Training hook: update the memory"
-        if 'features' not in out: return {}
+        if 'features' not in out:
+            return {}
         return {'drift': self.prototypes.update(out['features'], target, first, last)}
 
 # %% ../../nbs/models/11_mcibi.ipynb #6338ea93
 def mcibi(
-    n_classes: int,          # K
+    n_classes: int,  # K
     backbone: str = 'tiny',  # as in `create_backbone`; timm's come with output stride 8
-    host: str = 'fcn',       # 'fcn', 'pspnet', 'deeplabv3' or 'ocrnet'
-    **kwargs,                # to `create_model`, options of `MCIBIHead` among them
+    host: str = 'fcn',  # 'fcn', 'pspnet', 'deeplabv3' or 'ocrnet'
+    **kwargs,  # to `create_model`, options of `MCIBIHead` among them
 ) -> Segmentor:
     "A host network that also mines the context beyond the image"
     return create_model('mcibi', n_classes, backbone, host=host, **kwargs)

@@ -4,12 +4,27 @@
 
 # %% ../../nbs/models/06_ocrnet.ipynb #5e970605
 from __future__ import annotations
+
 from functools import partial
-import torch, torch.nn.functional as F
+
+import torch
+import torch.nn.functional as F
 from torch import nn
+
 from ..core import at_least_float32, full_precision
 from .backbones import conv_bn_relu
-from .segmentor import ContextFusion, Head, LossTerm, MODELS, Segmentor, aux_loss, classifier, conv_pooled, create_model, head_width
+from ctxseg_nb.models.segmentor import (
+    MODELS,
+    ContextFusion,
+    Head,
+    LossTerm,
+    Segmentor,
+    aux_loss,
+    classifier,
+    conv_pooled,
+    create_model,
+    head_width,
+)
 
 # %% auto #0
 __all__ = ['region_means', 'ObjectContext', 'OCRHead', 'ocrnet']
@@ -19,57 +34,65 @@ def region_means(
     x: torch.Tensor,  # (B, C, h, w) features
     z: torch.Tensor,  # (B, K, h, w) logits
 ) -> torch.Tensor:  # (B, K, C), at least float32
-    "Mean feature of each class' soft region: f_k = Σ_i m_ki x_i with m_k = softmax of z_k over all cells (Yuan et al. 2020)"
+    """Mean feature of each class' soft region: f_k = Σ_i m_ki x_i with m_k = softmax of z_k over all cells (Yuan et
+    al. 2020)"""
     with full_precision(x):
         x, z = (at_least_float32(t.flatten(2)) for t in (x, z))
         return z.softmax(2) @ x.mT
 
 # %% ../../nbs/models/06_ocrnet.ipynb #1ced1e9e
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    "Σ_k w_ik v_k, w_i = softmax_k of q_i·k_k/√d, in float32 at least: (B, d, h, w), (B, d, K, 1), (B, d, K, 1) → (B, d, h, w)"
+    """Σ_k w_ik v_k, w_i = softmax_k of q_i·k_k/√d, in float32 at least: (B, d, h, w), (B, d, K, 1), (B, d, K, 1) →
+    (B, d, h, w)"""
     with full_precision(q):
-        queries, keys, values = (at_least_float32(t).flatten(2).mT[:, None] for t in (q, k, v))   # (B, 1, N or K, d)
-        y = F.scaled_dot_product_attention(queries, keys, values)   # (B, 1, N, d)
+        queries, keys, values = (at_least_float32(t).flatten(2).mT[:, None] for t in (q, k, v))  # (B, 1, N or K, d)
+        y = F.scaled_dot_product_attention(queries, keys, values)  # (B, 1, N, d)
     return y[:, 0].mT.unflatten(2, q.shape[2:]).to(q.dtype)
 
 # %% ../../nbs/models/06_ocrnet.ipynb #a8a25aad
 class ObjectContext(nn.Module):
     "y_i = ρ(Σ_k w_ik δ(f_k)): each cell gathers the regions it is related to (Yuan et al. 2020)"
-    def __init__(self,
+
+    def __init__(
+        self,
         channels: int,  # of the map, and out
     ) -> None:
         super().__init__()
-        if channels < 2: raise ValueError(f'width: expected at least 2 channels, found {channels}')
-        n, d = channels, channels//2
+        if channels < 2:
+            raise ValueError(f'width: expected at least 2 channels, found {channels}')
+        n, d = channels, channels // 2
         self.phi = nn.Sequential(conv_bn_relu(n, d, 1), conv_bn_relu(d, d, 1))
         self.psi = nn.Sequential(conv_pooled(n, d), conv_pooled(d, d))
         self.delta, self.rho = conv_pooled(n, d), conv_bn_relu(d, n, 1)
 
     def forward(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        f = region_means(x, z).to(x.dtype).mT[..., None]   # (B, C, K, 1)
+        f = region_means(x, z).to(x.dtype).mT[..., None]  # (B, C, K, 1)
         return self.rho(_attend(self.phi(x), self.psi(f), self.delta(f)))
 
 # %% ../../nbs/models/06_ocrnet.ipynb #929b0446
 @MODELS.register('ocrnet')
 class OCRHead(Head):
-    "Each cell gathers the mean features of the classes' soft regions, which a rough segmentation gives (Yuan et al. 2020)"
-    def __init__(self,
+    """Each cell gathers the mean features of the classes' soft regions, which a rough segmentation gives (Yuan et
+    al. 2020)"""
+
+    def __init__(
+        self,
         channels: list[int],  # the backbone's, fine to coarse
-        n_classes: int,       # K
+        n_classes: int,  # K
         width: int | None = None,  # channels of all inner maps; `head_width` where not given
-        dropout: float = .1,  # share of channels dropped before the classifier
+        dropout: float = 0.1,  # share of channels dropped before the classifier
     ) -> None:
         super().__init__()
         n = head_width(channels, width)
         self.regions = nn.Sequential(conv_bn_relu(channels[-1], n, 1), nn.Conv2d(n, n_classes, 1))
         self.reduce, self.context = conv_bn_relu(channels[-1], n), ObjectContext(n)
-        self.context_width = n   # channels of the context
+        self.context_width = n  # channels of the context
         self.fuse = ContextFusion(n, n, n, 1)
         self.classify = classifier(n, n_classes, dropout)
 
     def loss_terms(self) -> tuple[LossTerm, ...]:
         "The cross-entropy of the rough segmentation"
-        return (LossTerm('regions', .4, partial(aux_loss, key='regions')),)
+        return (LossTerm('regions', 0.4, partial(aux_loss, key='regions')),)
 
     def gather(self, maps: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         "Features and context, (B, width, h, w) both, and the rough segmentation"
@@ -82,9 +105,9 @@ class OCRHead(Head):
 
 # %% ../../nbs/models/06_ocrnet.ipynb #3d416d88
 def ocrnet(
-    n_classes: int,         # K
-    backbone: str = 'tiny', # as in `create_backbone`
-    **kwargs,               # to `create_model`
+    n_classes: int,  # K
+    backbone: str = 'tiny',  # as in `create_backbone`
+    **kwargs,  # to `create_model`
 ) -> Segmentor:
     "OCRNet: a backbone with `OCRHead`"
     return create_model('ocrnet', n_classes, backbone, **kwargs)

@@ -4,49 +4,70 @@
 
 # %% ../../nbs/models/04_pspnet.ipynb #5e970405
 from __future__ import annotations
-import torch, torch.nn.functional as F
+
+import torch
+import torch.nn.functional as F
 from torch import nn
+
 from ..core import check_positive
 from .backbones import conv_bn_relu
-from .segmentor import ContextFusion, Head, MODELS, Segmentor, classifier, conv_pooled, create_model, head_width, upsample
+from ctxseg_nb.models.segmentor import (
+    MODELS,
+    ContextFusion,
+    Head,
+    Segmentor,
+    classifier,
+    conv_pooled,
+    create_model,
+    head_width,
+    upsample,
+)
 
 # %% auto #0
 __all__ = ['PyramidPooling', 'PSPHead', 'pspnet']
 
 # %% ../../nbs/models/04_pspnet.ipynb #8b889d57
 class PyramidPooling(nn.Module):
-    "Means of b×b windows for each b of `bins`, with a 1×1 convolution each, interpolated to all cells (Zhao et al. 2017, section 3.2)"
-    def __init__(self,
+    """Means of b×b windows for each b of `bins`, with a 1×1 convolution each, interpolated to all cells (Zhao et al.
+    2017, section 3.2)"""
+
+    def __init__(
+        self,
         channels: int,  # of the map; a branch has the n-th part of them, for n bins
         bins: tuple[int, ...] = (1, 2, 3, 6),  # windows along a side
     ) -> None:
         super().__init__()
         check_positive(bins=bins)
         if not 1 <= len(bins) <= channels:
-            raise ValueError(f'bins: expected from 1 to {channels} numbers, one for each part of the channels, found {len(bins)}')
-        n = channels//len(bins)
-        self.bins, self.width = tuple(bins), n*len(bins)
-        self.convs = nn.ModuleList([conv_pooled(channels, n, b*b) for b in bins])
+            raise ValueError(
+                f'bins: expected from 1 to {channels} numbers, one for each part of the channels, found {len(bins)}'
+            )
+        n = channels // len(bins)
+        self.bins, self.width = tuple(bins), n * len(bins)
+        self.convs = nn.ModuleList([conv_pooled(channels, n, b * b) for b in bins])
 
     def forward(self, f: torch.Tensor) -> torch.Tensor:
         pooled = [conv(F.adaptive_avg_pool2d(f, b)) for b, conv in zip(self.bins, self.convs)]
-        return torch.cat([upsample(p, f.shape[-2:]) for p in pooled], 1)   # (B, width, h, w)
+        return torch.cat([upsample(p, f.shape[-2:]) for p in pooled], 1)  # (B, width, h, w)
 
 # %% ../../nbs/models/04_pspnet.ipynb #cff4e90c
 @MODELS.register('pspnet')
 class PSPHead(Head):
-    "Each cell is told the means of the windows it lies in, from a sixth of the picture's side to all of it (Zhao et al. 2017)"
-    def __init__(self,
+    """Each cell is told the means of the windows it lies in, from a sixth of the picture's side to all of it (Zhao
+    et al. 2017)"""
+
+    def __init__(
+        self,
         channels: list[int],  # the backbone's, fine to coarse
-        n_classes: int,       # K
+        n_classes: int,  # K
         width: int | None = None,  # channels of all inner maps; `head_width` where not given
         bins: tuple[int, ...] = (1, 2, 3, 6),  # windows along a side
-        dropout: float = .1,  # share of channels dropped before the classifier
+        dropout: float = 0.1,  # share of channels dropped before the classifier
     ) -> None:
         super().__init__()
         n = head_width(channels, width)
         self.reduce, self.pyramid = conv_bn_relu(channels[-1], n), PyramidPooling(n, bins)
-        self.context_width = self.pyramid.width   # channels of the context
+        self.context_width = self.pyramid.width  # channels of the context
         self.fuse = ContextFusion(n, self.context_width, n)
         self.classify = classifier(n, n_classes, dropout)
 
@@ -61,9 +82,9 @@ class PSPHead(Head):
 
 # %% ../../nbs/models/04_pspnet.ipynb #b0a79818
 def pspnet(
-    n_classes: int,         # K
-    backbone: str = 'tiny', # as in `create_backbone`
-    **kwargs,               # to `create_model`
+    n_classes: int,  # K
+    backbone: str = 'tiny',  # as in `create_backbone`
+    **kwargs,  # to `create_model`
 ) -> Segmentor:
     "PSPNet: a backbone with `PSPHead`"
     return create_model('pspnet', n_classes, backbone, **kwargs)

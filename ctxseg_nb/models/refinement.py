@@ -4,8 +4,10 @@
 
 # %% ../../nbs/models/15_refinement.ipynb #6aed0cc1
 from __future__ import annotations
+
 import torch
 from torch import nn
+
 from ..core import check_positive, finite_scores
 from .backbones import conv_bn_relu
 from .segmentor import Head, Segmentor, upsample
@@ -16,16 +18,19 @@ __all__ = ['RefinementHead', 'RefinementBackbone', 'refinement_net']
 # %% ../../nbs/models/15_refinement.ipynb #9b62cb6c
 class RefinementHead(Head):
     "Coarse scores, corrected by what finer maps show (Lin et al. 2017, figure 12)"
-    def __init__(self,
+
+    def __init__(
+        self,
         channels: list[int],  # of the trunk's maps, fine to coarse, and of the scores: K
-        width: int = 32,      # of all inner maps
+        width: int = 32,  # of all inner maps
     ) -> None:
         super().__init__()
         check_positive(width=width)
         *fine, K = channels
         self.fine = nn.ModuleList([nn.Sequential(conv_bn_relu(c, width), conv_bn_relu(width, width)) for c in fine])
-        self.fuse = nn.Sequential(conv_bn_relu(width*len(fine) + K, width), conv_bn_relu(width, width),
-                                  nn.Conv2d(width, K, 3, padding=1))
+        self.fuse = nn.Sequential(
+            conv_bn_relu(width * len(fine) + K, width), conv_bn_relu(width, width), nn.Conv2d(width, K, 3, padding=1)
+        )
         nn.init.zeros_(self.fuse[-1].weight)
         nn.init.zeros_(self.fuse[-1].bias)
 
@@ -35,15 +40,18 @@ class RefinementHead(Head):
         return {'logits': z + self.fuse(torch.cat([*fine, z], 1))}
 
 # %% ../../nbs/models/15_refinement.ipynb #7f87f8e6
-_LOWEST = -103.  # log-probability, about the log of the smallest number that float32 can hold
+_LOWEST = -103.0  # log-probability, about the log of the smallest number that float32 can hold
+
 
 class RefinementBackbone(nn.Module):
     "A trunk's maps, and the log-probabilities (B, K, ⌈H/stride⌉, ⌈W/stride⌉) of a model that stays as it is"
-    def __init__(self,
-        trunk: nn.Module,    # a backbone
-        coarse: nn.Module,   # images (B, 3, H, W) → (B, K, H, W) in evaluation
-        n_classes: int,      # K
-        stride: int = 2,     # pixels between two scores
+
+    def __init__(
+        self,
+        trunk: nn.Module,  # a backbone
+        coarse: nn.Module,  # images (B, 3, H, W) → (B, K, H, W) in evaluation
+        n_classes: int,  # K
+        stride: int = 2,  # pixels between two scores
     ) -> None:
         super().__init__()
         self.trunk, self.coarse, self.stride = trunk, coarse.requires_grad_(False), stride
@@ -55,15 +63,17 @@ class RefinementBackbone(nn.Module):
         return self
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        with torch.no_grad(): z = finite_scores(self.coarse(x), 'coarse scores').log_softmax(1).clamp(min=_LOWEST)
-        return [*self.trunk(x), upsample(z, [-(-n//self.stride) for n in x.shape[-2:]])]
+        with torch.no_grad():
+            z = finite_scores(self.coarse(x), 'coarse scores').log_softmax(1).clamp(min=_LOWEST)
+        return [*self.trunk(x), upsample(z, [-(-n // self.stride) for n in x.shape[-2:]])]
+
 
 def refinement_net(
     coarse: nn.Module,  # a trained model
-    trunk: nn.Module,   # a backbone whose maps show edges
-    n_classes: int,     # K
-    stride: int = 2,    # pixels between two of the new scores
-    **options,          # of `RefinementHead`
+    trunk: nn.Module,  # a backbone whose maps show edges
+    n_classes: int,  # K
+    stride: int = 2,  # pixels between two of the new scores
+    **options,  # of `RefinementHead`
 ) -> Segmentor:
     "A model whose scores are corrected by finer maps; what is trained are trunk and correction"
     backbone = RefinementBackbone(trunk, coarse, n_classes, stride)

@@ -4,15 +4,32 @@
 
 # %% ../../nbs/models/03_segmentor.ipynb #815626bc
 from __future__ import annotations
-import json, re
+
+import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-import numpy as np, torch, torch.nn.functional as F
+
+import numpy as np
+import torch
+import torch.nn.functional as F
 from safetensors.torch import save
 from torch import nn
+
 from .. import core
-from ..core import IGNORE, IMAGENET_STATS, Registry, at_least_float32, atomic_write, check_n_classes, check_options, check_positive, check_share, shared_mean
+from ctxseg_nb.core import (
+    IGNORE,
+    IMAGENET_STATS,
+    Registry,
+    at_least_float32,
+    atomic_write,
+    check_n_classes,
+    check_options,
+    check_positive,
+    check_share,
+    shared_mean,
+)
 from .backbones import PADDING, check_fit, conv_bn_relu, copy_tensors, create_backbone, open_tensors
 
 # %% auto #0
@@ -25,16 +42,18 @@ def head_width(
     channels: list[int],  # the backbone's, fine to coarse
     width: int | None = None,  # what was asked for
 ) -> int:
-    "Width of a head: `width`, or where not given a quarter of the coarsest map's channels, 64 at least. Raises `ValueError` for a width below 1"
-    if width is None: return max(64, channels[-1]//4)
+    """Width of a head: `width`, or where not given a quarter of the coarsest map's channels, 64 at least. Raises
+    `ValueError` for a width below 1"""
+    if width is None:
+        return max(64, channels[-1] // 4)
     check_positive(width=width)
     return width
 
 # %% ../../nbs/models/03_segmentor.ipynb #03f6d18b
 def classifier(
-    width: int,      # channels in
+    width: int,  # channels in
     n_classes: int,  # K
-    dropout: float = .1,  # share of channels left out in training
+    dropout: float = 0.1,  # share of channels left out in training
 ) -> nn.Sequential:
     "Features (B, width, h, w) → logits (B, n_classes, h, w). Raises `ValueError` for a share outside of 0..1"
     check_share(dropout=dropout)
@@ -44,29 +63,37 @@ def classifier(
 @dataclass(frozen=True)
 class LossTerm:
     "A loss that a head adds to the pixel loss: `weight*function(out, target)`"
-    name: str      # as it is recorded
-    weight: float  # its factor in the sum
-    function: Callable[[dict[str, torch.Tensor], torch.Tensor], torch.Tensor]  # output in training, labels (B, H, W) → scalar
 
-    def count(self,
+    name: str  # as it is recorded
+    weight: float  # its factor in the sum
+    function: Callable[
+        [dict[str, torch.Tensor], torch.Tensor], torch.Tensor
+    ]  # output in training, labels (B, H, W) → scalar
+
+    def count(
+        self,
         target: torch.Tensor,  # (B, H, W) labels
     ) -> torch.Tensor:  # scalar
-        "Of how many things the term is the mean: what the function's own `count(target)` gives, or the number of labelled pixels"
+        """Of how many things the term is the mean: what the function's own `count(target)` gives, or the number of
+        labelled pixels"""
         own = getattr(self.function, 'count', None)
         return (target != IGNORE).sum() if own is None else own(target)
 
 # %% ../../nbs/models/03_segmentor.ipynb #5e970311
 class Head(nn.Module):
-    "What makes logits of a backbone's maps. A subclass needs `__init__(self, channels, n_classes, **options)` and `forward(self, maps)`"
+    """What makes logits of a backbone's maps. A subclass needs `__init__(self, channels, n_classes, **options)` and
+    `forward(self, maps)`"""
+
     def loss_terms(self) -> tuple[LossTerm, ...]:
         "Losses beside the pixel loss; none"
         return ()
 
-    def after_training_batch(self,
+    def after_training_batch(
+        self,
         out: dict[str, torch.Tensor],  # what the model gave in training
-        target: torch.Tensor,          # (B, H, W) labels
+        target: torch.Tensor,  # (B, H, W) labels
         first: bool = True,  # the first batch of a step of the optimiser?
-        last: bool = True,   # the last one?
+        last: bool = True,  # the last one?
     ) -> dict[str, torch.Tensor]:  # scalars to record, by name
         "Training hook, called after the loss of each training batch; does nothing"
         return {}
@@ -79,17 +106,20 @@ MODELS = Registry('model', 'ctxseg_nb.models')  # name → function of (channels
 @MODELS.register('fcn')
 class FCNHead(Head):
     "3×3 convolutions on the coarsest map, then logistic regression at each cell (Long et al. 2015)"
+
     context_width = 0  # channels of the context
-    def __init__(self,
+
+    def __init__(
+        self,
         channels: list[int],  # the backbone's, fine to coarse
-        n_classes: int,       # K
+        n_classes: int,  # K
         width: int | None = None,  # channels of the 3×3 convolutions; `head_width` where not given
         dilations: tuple[int, ...] = (1,),  # of the 3×3 convolutions, one after the other
-        dropout: float = .1,  # share of channels dropped before the classifier
+        dropout: float = 0.1,  # share of channels dropped before the classifier
     ) -> None:
         super().__init__()
         check_positive(dilations=dilations)
-        n = [channels[-1]] + [head_width(channels, width)]*len(dilations)
+        n = [channels[-1]] + [head_width(channels, width)] * len(dilations)
         self.convs = nn.Sequential(*[conv_bn_relu(a, b, dilation=d) for a, b, d in zip(n, n[1:], dilations)])
         self.classify = classifier(n[-1], n_classes, dropout)
 
@@ -102,7 +132,7 @@ class FCNHead(Head):
 
 # %% ../../nbs/models/03_segmentor.ipynb #dae898c2
 def upsample(
-    logits: torch.Tensor,   # (B, K, h, w)
+    logits: torch.Tensor,  # (B, K, h, w)
     size: tuple[int, int],  # height and width, pixels
 ) -> torch.Tensor:  # (B, K, *size)
     "Bilinear interpolation between cell centres"
@@ -110,9 +140,9 @@ def upsample(
 
 # %% ../../nbs/models/03_segmentor.ipynb #1377f6b4
 def aux_loss(
-    out: dict,             # of a model
+    out: dict,  # of a model
     target: torch.Tensor,  # (B, H, W) labels
-    key: str = 'aux',      # of the logits (B, K, h, w) in `out`, which are interpolated to the target's size
+    key: str = 'aux',  # of the logits (B, K, h, w) in `out`, which are interpolated to the target's size
 ) -> torch.Tensor:  # scalar, float32 at least; 0 where nothing is labelled
     "Mean cross-entropy of an auxiliary segmentation over the labelled pixels"
     check_n_classes(out[key].shape[1])
@@ -125,8 +155,10 @@ def check_images(
     x: torch.Tensor,  # or of a subclass, as fastai's `TensorImage`
 ) -> torch.Tensor:  # plain
     "Images (B, 3, H, W) as a plain floating tensor. Raises `ValueError` for anything else"
-    if type(x) is not torch.Tensor and not torch.compiler.is_compiling(): x = x.as_subclass(torch.Tensor)
-    if x.ndim == 4 and x.shape[1] == 3 and x.is_floating_point(): return x
+    if type(x) is not torch.Tensor and not torch.compiler.is_compiling():
+        x = x.as_subclass(torch.Tensor)
+    if x.ndim == 4 and x.shape[1] == 3 and x.is_floating_point():
+        return x
     raise ValueError(f'expected floating images (B, 3, H, W), found {tuple(x.shape)} of {x.dtype}')
 
 # %% ../../nbs/models/03_segmentor.ipynb #9b197096
@@ -136,17 +168,21 @@ def set_training_progress(
 ) -> None:
     "Set `training_progress` of all parts of the model that have it"
     for part in model.modules():
-        if hasattr(part, 'training_progress'): part.training_progress = progress
+        if hasattr(part, 'training_progress'):
+            part.training_progress = progress
 
 # %% ../../nbs/models/03_segmentor.ipynb #f4f5e0de
 class Segmentor(nn.Module):
     "Backbone and head: images (B, 3, H, W) → logits (B, K, H, W); in training, a dict of all outputs"
+
     config = None  # what `create_model` made it from
-    def __init__(self,
+
+    def __init__(
+        self,
         backbone: nn.Module,  # gives a list of maps, has `channels` and `strides`
-        head: Head,           # maps → dict with 'logits' (B, K, h, w)
+        head: Head,  # maps → dict with 'logits' (B, K, h, w)
         aux: Head | None = None,  # a head on the stage before the last, used in training only
-        aux_weight: float = .4,   # of its loss
+        aux_weight: float = 0.4,  # of its loss
     ) -> None:
         super().__init__()
         self.backbone, self.head, self.aux, self.aux_weight = backbone, head, aux, aux_weight
@@ -156,23 +192,27 @@ class Segmentor(nn.Module):
         aux = () if self.aux is None else (LossTerm('aux', self.aux_weight, aux_loss),)
         return *self.head.loss_terms(), *aux
 
-    def after_training_batch(self,
+    def after_training_batch(
+        self,
         out: dict[str, torch.Tensor],  # what the model gave in training
-        target: torch.Tensor,          # (B, H, W) labels, void is `IGNORE`
+        target: torch.Tensor,  # (B, H, W) labels, void is `IGNORE`
         first: bool = True,  # the first batch of a step of the optimiser?
-        last: bool = True,   # the last one?
+        last: bool = True,  # the last one?
     ) -> dict[str, torch.Tensor]:  # scalars to record, by name
-        "The head's training hook. `SegmentationLoss(model)` calls it; who computes a loss by other means calls it after each training batch"
+        """The head's training hook. `SegmentationLoss(model)` calls it; who computes a loss by other means calls it
+        after each training batch"""
         return self.head.after_training_batch(out, target, first, last)
 
-    def outputs(self,
+    def outputs(
+        self,
         x: torch.Tensor,  # (B, 3, H, W)
     ) -> dict[str, torch.Tensor]:
         "Everything that the heads give; 'logits' and 'aux' at the size of the images"
         x = check_images(x)
         maps = self.backbone(x)
         out = dict(self.head(maps))
-        if self.training and self.aux is not None: out['aux'] = self.aux(maps[:-1] or maps)['logits']
+        if self.training and self.aux is not None:
+            out['aux'] = self.aux(maps[:-1] or maps)['logits']
         return out | {k: upsample(out[k], x.shape[-2:]) for k in ('logits', 'aux') if k in out}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
@@ -183,12 +223,14 @@ class Segmentor(nn.Module):
 @MODELS.register('gap')
 class GAPHead(Head):
     "Every cell is told the mean of all cells: relu(BN(W_f f) + W_g g) (Liu et al. 2016, ParseNet)"
-    def __init__(self,
+
+    def __init__(
+        self,
         channels: list[int],  # the backbone's, fine to coarse
-        n_classes: int,       # K
+        n_classes: int,  # K
         width: int | None = None,  # channels of f and g; `head_width` where not given
-        pool: bool = True,    # False: g = f, the control without context
-        dropout: float = .1,  # share of channels dropped before the classifier
+        pool: bool = True,  # False: g = f, the control without context
+        dropout: float = 0.1,  # share of channels dropped before the classifier
     ) -> None:
         super().__init__()
         n, self.pool = head_width(channels, width), pool
@@ -204,22 +246,25 @@ class GAPHead(Head):
 # %% ../../nbs/models/03_segmentor.ipynb #9778a1cf
 class ContextFusion(nn.Module):
     "relu(BN(W_f∗f) + W_c∗c): a convolution of [f; c] whose batch norm does not see the context c"
-    def __init__(self,
-        cells: int,    # channels of f, what is at the cell
+
+    def __init__(
+        self,
+        cells: int,  # channels of f, what is at the cell
         context: int,  # channels of c, what is around it
-        width: int,    # channels out
-        k: int = 3,    # kernel size, odd
+        width: int,  # channels out
+        k: int = 3,  # kernel size, odd
     ) -> None:
         super().__init__()
         self.W_f = conv_bn_relu(cells, width, k, relu=False)
-        self.W_c = nn.Conv2d(context, width, k, padding=k//2, bias=False, padding_mode=PADDING if k > 1 else 'zeros')
+        self.W_c = nn.Conv2d(context, width, k, padding=k // 2, bias=False, padding_mode=PADDING if k > 1 else 'zeros')
 
-    def forward(self, f: torch.Tensor, c: torch.Tensor) -> torch.Tensor: return F.relu(self.W_f(f) + self.W_c(c))
+    def forward(self, f: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.W_f(f) + self.W_c(c))
 
 # %% ../../nbs/models/03_segmentor.ipynb #c338ae50
 def conv_pooled(
-    cin: int,        # channels in
-    cout: int,       # channels out
+    cin: int,  # channels in
+    cout: int,  # channels out
     cells: int = 1,  # of the pooled map
 ) -> nn.Sequential:
     "1×1 convolution of a pooled map, batch norm where it has more than one cell, ReLU"
@@ -227,32 +272,39 @@ def conv_pooled(
 
 # %% ../../nbs/models/03_segmentor.ipynb #fb3f2399
 def create_model(
-    name: str,              # one of `MODELS`
-    n_classes: int,         # K
-    backbone: str = 'tiny', # as in `create_backbone`
+    name: str,  # one of `MODELS`
+    n_classes: int,  # K
+    backbone: str = 'tiny',  # as in `create_backbone`
     backbone_options: dict | None = None,  # to the backbone
-    aux: bool = False,      # an auxiliary FCN head in training?
-    **options,              # to the head; JSON can hold them
+    aux: bool = False,  # an auxiliary FCN head in training?
+    **options,  # to the head; JSON can hold them
 ) -> Segmentor:
-    "A model by name, with its `config`. Raises `ValueError` with the closest names for an unknown one, for unknown or impossible options, and for more than 255 classes"
+    """A model by name, with its `config`. Raises `ValueError` with the closest names for an unknown one, for unknown
+    or impossible options, and for more than 255 classes"""
     make_head = MODELS[name]
     check_positive(n_classes=n_classes)
     check_n_classes(n_classes)
     opts = backbone_options or {}
     check_options(f'the model {name}', make_head, options, 2)
     net = create_backbone(backbone, **opts)
-    model = Segmentor(net, make_head(net.channels, n_classes, **options), FCNHead(net.channels[-2:-1] or net.channels, n_classes) if aux else None)
+    model = Segmentor(
+        net,
+        make_head(net.channels, n_classes, **options),
+        FCNHead(net.channels[-2:-1] or net.channels, n_classes) if aux else None,
+    )
     opts = {k: v for k, v in opts.items() if k not in ('weights', 'pretrained')}
     config = dict(model=name, n_classes=n_classes, backbone=backbone, backbone_options=opts, aux=aux, options=options)
-    try: model.config = json.loads(json.dumps(config))
-    except TypeError as e: raise ValueError(f'{name}: expected options that JSON can hold ({e})') from e
+    try:
+        model.config = json.loads(json.dumps(config))
+    except TypeError as e:
+        raise ValueError(f'{name}: expected options that JSON can hold ({e})') from e
     return model
 
 # %% ../../nbs/models/03_segmentor.ipynb #4652cb8f
 def fcn(
-    n_classes: int,         # K
-    backbone: str = 'tiny', # as in `create_backbone`
-    **kwargs,               # to `create_model`
+    n_classes: int,  # K
+    backbone: str = 'tiny',  # as in `create_backbone`
+    **kwargs,  # to `create_model`
 ) -> Segmentor:
     "The fully convolutional baseline"
     return create_model('fcn', n_classes, backbone, **kwargs)
@@ -262,69 +314,121 @@ def param_groups(
     model: Segmentor,  # or any module with a `backbone`
 ) -> list[list[nn.Parameter]]:  # the backbone's, all others
     "Parameters of the backbone, and of the heads and a backbone's `new` layers"
-    def is_old(name): return name.startswith('backbone.') and '.new.' not in name
+
+    def is_old(name):
+        return name.startswith('backbone.') and '.new.' not in name
+
     return [[p for n, p in model.named_parameters() if is_old(n) == b] for b in (True, False)]
 
 # %% ../../nbs/models/03_segmentor.ipynb #3156e6f7
 _FORMAT = 1  # of the card
 _KEY = 'ctxseg.json'  # of the card in the head of the file
 
+
 def _files(path):
     "The file of the tensors, and the copy of the card"
     base = str(path).removesuffix('.safetensors').removesuffix('.json')
     return Path(f'{base}.safetensors'), Path(f'{base}.json')
 
-def _is_list(value, n, test): return isinstance(value, list) and len(value) == n and all(map(test, value))
-def _is_number(value, low, high): return type(value) in (int, float) and low <= value <= high
-def _is_size(value): return value is None or _is_list(value, 2, lambda n: type(n) is int and 1 <= n <= 16384)
-def _is_text(value): return isinstance(value, str) and value.isprintable() and value.strip() != '' and len(value) <= 200
+
+def _is_list(value, n, test):
+    return isinstance(value, list) and len(value) == n and all(map(test, value))
+
+
+def _is_number(value, low, high):
+    return type(value) in (int, float) and low <= value <= high
+
+
+def _is_size(value):
+    return value is None or _is_list(value, 2, lambda n: type(n) is int and 1 <= n <= 16384)
+
+
+def _is_text(value):
+    return isinstance(value, str) and value.isprintable() and value.strip() != '' and len(value) <= 200
+
 
 def _is_option(value):
     "Is it a value for an option of a network?"
-    if isinstance(value, (list, dict)): return len(value) <= 100 and all(map(_is_option, value.values() if isinstance(value, dict) else value))
+    if isinstance(value, (list, dict)):
+        return len(value) <= 100 and all(map(_is_option, value.values() if isinstance(value, dict) else value))
     return value is None or isinstance(value, bool) or _is_text(value) or _is_number(value, -1e6, 1e6)
 
-def _are_options(value): return isinstance(value, dict) and _is_option(value)
 
-_ENTRIES = dict(   # entry of a card → what it has to be, and a test of a value for n classes
+def _are_options(value):
+    return isinstance(value, dict) and _is_option(value)
+
+
+_ENTRIES = dict(  # entry of a card → what it has to be, and a test of a value for n classes
     class_names=('a list of {n} class names', lambda v, n: _is_list(v, n, _is_text)),
-    palette=('a list of {n} colours #rrggbb', lambda v, n: _is_list(v, n, lambda s: isinstance(s, str) and re.fullmatch('#[0-9a-fA-F]{6}', s))),
+    palette=(
+        'a list of {n} colours #rrggbb',
+        lambda v, n: _is_list(v, n, lambda s: isinstance(s, str) and re.fullmatch('#[0-9a-fA-F]{6}', s)),
+    ),
     mean=('three numbers', lambda v, n: _is_list(v, 3, lambda x: _is_number(x, -1e4, 1e4))),
     std=('three numbers above 0', lambda v, n: _is_list(v, 3, lambda x: _is_number(x, 1e-6, 1e4))),
-    size=('null, or height and width from 1 to 16384', lambda v, n: _is_size(v)))
+    size=('null, or height and width from 1 to 16384', lambda v, n: _is_size(v)),
+)
 
-_CONFIG = dict(   # entry of the config of a model → what it has to be, and a test of a value
-    model=('a name', _is_text), n_classes=(f'an integer from 1 to {IGNORE}', lambda v: type(v) is int and 1 <= v <= IGNORE), backbone=('a name', _is_text),
-    backbone_options=('options, and none that opens a file or downloads', lambda v: _are_options(v) and not {'weights', 'pretrained'} & set(v)),
-    aux=('true or false', lambda v: isinstance(v, bool)), options=('options', _are_options))
+_CONFIG = dict(  # entry of the config of a model → what it has to be, and a test of a value
+    model=('a name', _is_text),
+    n_classes=(f'an integer from 1 to {IGNORE}', lambda v: type(v) is int and 1 <= v <= IGNORE),
+    backbone=('a name', _is_text),
+    backbone_options=(
+        'options, and none that opens a file or downloads',
+        lambda v: _are_options(v) and not {'weights', 'pretrained'} & set(v),
+    ),
+    aux=('true or false', lambda v: isinstance(v, bool)),
+    options=('options', _are_options),
+)
+
 
 def _check_entries(entries, found, source, *n):
     "Raise `ValueError` for the first entry that is missing or not what it has to be"
     for name, (expected, is_right) in entries.items():
         expected = expected.format(n=n[0] if n else '')
-        if name not in found: raise ValueError(f'{source}: {name}: expected {expected}, found no such entry')
-        if not is_right(found[name], *n): raise ValueError(f'{source}: {name}: expected {expected}, found {_short(found[name])}')
+        if name not in found:
+            raise ValueError(f'{source}: {name}: expected {expected}, found no such entry')
+        if not is_right(found[name], *n):
+            raise ValueError(f'{source}: {name}: expected {expected}, found {_short(found[name])}')
+
 
 def _short(value):
     text = f'a list of {len(value)}, {value!r}' if isinstance(value, list) else repr(value)
     return text if len(text) <= 80 else f'{text[:77]}...'
 
+
 def _card(path, n, class_names, colours, stats, size):
-    "What a user of a model needs to know beside its weights, as JSON takes it. Raises `ValueError` for an entry that is not what it has to be"
+    """What a user of a model needs to know beside its weights, as JSON takes it. Raises `ValueError` for an entry
+    that is not what it has to be"""
     colours = [f'#{r:02x}{g:02x}{b:02x}' for r, g, b in (core.palette(n) if colours is None else colours)]
     mean, std = ([float(v) for v in s] for s in stats)
-    card = dict(format=_FORMAT, class_names=list(class_names), palette=colours, mean=mean, std=std, size=size and [int(v) for v in size])
+    card = dict(
+        format=_FORMAT,
+        class_names=list(class_names),
+        palette=colours,
+        mean=mean,
+        std=std,
+        size=size and [int(v) for v in size],
+    )
     _check_entries(_ENTRIES, card, path, n)
     return card
 
+
 def _parse_card(text, source):
     "The card in a text, checked to be one of our format"
-    def refuse(word): raise ValueError(f'{word} is no number')
-    try: card = json.loads(text, parse_constant=refuse)
-    except (TypeError, ValueError, RecursionError) as e: raise ValueError(f'{source}: expected a model card in JSON, found {_short(text)} ({e})') from e
+
+    def refuse(word):
+        raise ValueError(f'{word} is no number')
+
+    try:
+        card = json.loads(text, parse_constant=refuse)
+    except (TypeError, ValueError, RecursionError) as e:
+        raise ValueError(f'{source}: expected a model card in JSON, found {_short(text)} ({e})') from e
     found = card.get('format') if isinstance(card, dict) else None
-    if found != _FORMAT: raise ValueError(f'{source}: expected a model card of format {_FORMAT}, found {_short(found)}')
+    if found != _FORMAT:
+        raise ValueError(f'{source}: expected a model card of format {_FORMAT}, found {_short(found)}')
     return card
+
 
 def _from_card(card, n, source):
     "Class names, colours, normalisation and size, checked"
@@ -336,43 +440,64 @@ def _from_card(card, n, source):
 def save_segmentor(
     model: Segmentor,  # from `create_model`
     path: str | Path,  # of the file, with or without its suffix
-    class_names,             # K class names
+    class_names,  # K class names
     palette: np.ndarray | None = None,  # (K, 3) uint8; `core.palette(K)` where not given
     stats=IMAGENET_STATS,  # mean and standard deviation of the images' channels
     size: tuple[int, int] | None = None,  # (H, W) of the pictures in training, for whoever predicts with it later
 ) -> None:
-    "Write `path`.safetensors, and a copy of its card as `path`.json. Reading them executes nothing. Raises `ValueError` for names, colours, statistics or a size that cannot be, and `OSError` naming the file where they cannot be written"
-    if getattr(model, 'config', None) is None: raise ValueError(f'expected a model from create_model, found a {type(model).__name__} without config')
+    """Write `path`.safetensors, and a copy of its card as `path`.json. Reading them executes nothing. Raises
+    `ValueError` for names, colours, statistics or a size that cannot be, and `OSError` naming the file where they
+    cannot be written"""
+    if getattr(model, 'config', None) is None:
+        raise ValueError(f'expected a model from create_model, found a {type(model).__name__} without config')
     file, copy = _files(path)
     _check_entries(_CONFIG, model.config, f'{path}: config')
     card = _card(path, model.config['n_classes'], class_names, palette, stats, size) | dict(config=model.config)
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    with atomic_write(copy) as c, atomic_write(file) as t:   # both are complete before either takes its place
+    with atomic_write(copy) as c, atomic_write(file) as t:  # both are complete before either takes its place
         c.write_text(json.dumps(card, indent=1) + '\n', encoding='utf-8')
         t.write_bytes(save(tensors, {_KEY: json.dumps(card)}))
 
 # %% ../../nbs/models/03_segmentor.ipynb #43527845
 def _find_card(file, path, copy):
-    "The card of an open file of tensors, and where it stands: in the file itself, or beside it where an older version has written both"
+    """The card of an open file of tensors, and where it stands: in the file itself, or beside it where an older
+    version has written both"""
     text = (file.metadata() or {}).get(_KEY)
-    if text is not None: return _parse_card(text, path), path
-    if not copy.is_file(): raise FileNotFoundError(f'{copy}: no such file, and {path} itself holds no model card')
-    try: text = copy.read_text(encoding='utf-8')
-    except ValueError as e: raise ValueError(f'{copy}: expected a model card in JSON, found something else ({e})') from e
+    if text is not None:
+        return _parse_card(text, path), path
+    if not copy.is_file():
+        raise FileNotFoundError(f'{copy}: no such file, and {path} itself holds no model card')
+    try:
+        text = copy.read_text(encoding='utf-8')
+    except ValueError as e:
+        raise ValueError(f'{copy}: expected a model card in JSON, found something else ({e})') from e
     return _parse_card(text, copy), copy
+
 
 def _build(config, source):
     "The model of a config"
-    try: return create_model(config['model'], config['n_classes'], config['backbone'], config['backbone_options'], config['aux'], **config['options'])
-    except Exception as e: raise ValueError(f'{source}: config: {" ".join(str(e).split()) or type(e).__name__}') from e
+    try:
+        return create_model(
+            config['model'],
+            config['n_classes'],
+            config['backbone'],
+            config['backbone_options'],
+            config['aux'],
+            **config['options'],
+        )
+    except Exception as e:
+        raise ValueError(f'{source}: config: {" ".join(str(e).split()) or type(e).__name__}') from e
+
 
 def _check_size(config, source, file, path):
     "Raise `ValueError` where the model of a config, built without memory, has other tensors than the file"
-    len(MODELS)   # all are imported now; nothing is imported while `meta` is the place of new tensors
+    len(MODELS)  # all are imported now; nothing is imported while `meta` is the place of new tensors
     try:
-        with torch.device('meta'): sketch = _build(config, source)
+        with torch.device('meta'):
+            sketch = _build(config, source)
     except ValueError as e:
-        if 'meta tensor' in str(e): return   # a head of the user's own that looks at numbers when it is built
+        if 'meta tensor' in str(e):
+            return  # a head of the user's own that looks at numbers when it is built
         raise
     check_fit(sketch, file, path)
 
@@ -380,14 +505,17 @@ def _check_size(config, source, file, path):
 def load_segmentor(
     path: str | Path,  # of the file, with or without a suffix
 ) -> tuple[Segmentor, dict]:  # the model in evaluation mode; config, class_names, palette (K, 3) uint8, stats and size
-    "Read what `save_segmentor` wrote; nothing is executed, and no other file is opened. Raises `FileNotFoundError` or `ValueError` naming the file, the entry or tensor, what was expected and what was found"
+    """Read what `save_segmentor` wrote; nothing is executed, and no other file is opened. Raises `FileNotFoundError`
+    or `ValueError` naming the file, the entry or tensor, what was expected and what was found"""
     path, copy = _files(path)
     with open_tensors(path) as file:
         card, source = _find_card(file, path, copy)
         config = card.get('config')
-        if not isinstance(config, dict): raise ValueError(f'{source}: config: expected how the model is built, found {_short(config)}')
+        if not isinstance(config, dict):
+            raise ValueError(f'{source}: config: expected how the model is built, found {_short(config)}')
         _check_entries(_CONFIG, config, f'{source}: config')
-        if unknown := set(config) - set(_CONFIG): raise ValueError(f'{source}: config: expected {", ".join(_CONFIG)}, found {_short(unknown.pop())}')
+        if unknown := set(config) - set(_CONFIG):
+            raise ValueError(f'{source}: config: expected {", ".join(_CONFIG)}, found {_short(unknown.pop())}')
         info = _from_card(card, config['n_classes'], source) | dict(config=config)
         _check_size(config, source, file, path)
         return copy_tensors(_build(config, source), file, path).eval(), info

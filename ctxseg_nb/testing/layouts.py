@@ -4,10 +4,13 @@
 
 # %% ../../nbs/testing/47_layouts.ipynb #41e6cb06
 from __future__ import annotations
+
 import json
 from pathlib import Path
+
 import numpy as np
 from scipy.io import savemat
+
 from ..core import IGNORE
 from ..data.coco import COCO_STUFF_NUMBERS, COCO_THINGS
 from ..data.pascal import CONTEXT_LABELS, voc_palette
@@ -20,70 +23,92 @@ __all__ = []
 # %% ../../nbs/testing/47_layouts.ipynb #9e34958d
 @MINIATURES.register('voc2012')
 def _write_voc2012(path: Path) -> None:
-    voc, sbd = path/'VOCdevkit'/'VOC2012', path/'benchmark_RELEASE'/'dataset'
+    voc, sbd = path / 'VOCdevkit' / 'VOC2012', path / 'benchmark_RELEASE' / 'dataset'
     lists = dict(train=['2007_000032', '2007_000039'], val=['2007_000033', '2007_000042'])
     lists['trainval'] = sorted(lists['train'] + lists['val'])
     extra = dict(train=['2007_000033', '2008_000002'], val=['2007_000032', '2008_000003'])
     for i, n in enumerate(lists['trainval']):
-        write_pair(voc/'JPEGImages'/f'{n}.jpg', voc/'SegmentationClass'/f'{n}.png', [*range(21), IGNORE], seed=i,
-                   palette=voc_palette(256))
-    for d in (voc/'ImageSets'/'Segmentation', sbd/'cls'): d.mkdir(parents=True)
-    for s, names in lists.items(): (voc/'ImageSets'/'Segmentation'/f'{s}.txt').write_text('\n'.join(names) + '\n')
+        write_pair(
+            voc / 'JPEGImages' / f'{n}.jpg',
+            voc / 'SegmentationClass' / f'{n}.png',
+            [*range(21), IGNORE],
+            seed=i,
+            palette=voc_palette(256),
+        )
+    for d in (voc / 'ImageSets' / 'Segmentation', sbd / 'cls'):
+        d.mkdir(parents=True)
+    for s, names in lists.items():
+        (voc / 'ImageSets' / 'Segmentation' / f'{s}.txt').write_text('\n'.join(names) + '\n')
     for s, names in extra.items():
-        (sbd/f'{s}.txt').write_text('\n'.join(names) + '\n')
+        (sbd / f'{s}.txt').write_text('\n'.join(names) + '\n')
         for n in names:
             seed = 100 + int(n[-2:])
-            for images in (voc/'JPEGImages', sbd/'img'): write_picture(images/f'{n}.jpg', seed=seed)
+            for images in (voc / 'JPEGImages', sbd / 'img'):
+                write_picture(images / f'{n}.jpg', seed=seed)
             labels = make_mask(range(21), seed=seed)
-            savemat(sbd/'cls'/f'{n}.mat', dict(GTcls=dict(Segmentation=labels, CategoriesPresent=np.arange(1, 21))))
+            savemat(sbd / 'cls' / f'{n}.mat', dict(GTcls=dict(Segmentation=labels, CategoriesPresent=np.arange(1, 21))))
 
 # %% ../../nbs/testing/47_layouts.ipynb #7a8220d9
 @MINIATURES.register('pascal_context')
 def _write_pascal_context(path: Path) -> None:
-    voc, words = path/'VOCdevkit'/'VOC2010', np.array([0, 1, 459, *CONTEXT_LABELS.values()], np.uint16)
+    voc, words = path / 'VOCdevkit' / 'VOC2010', np.array([0, 1, 459, *CONTEXT_LABELS.values()], np.uint16)
     names = {k: name for name, k in CONTEXT_LABELS.items()}
-    for d in (voc/'ImageSets'/'Main', path/'trainval'): d.mkdir(parents=True)
-    (path/'labels.txt').write_text(''.join(f'{k}: {names.get(k, f"word {k}")}\n' for k in range(1, 460)))
+    for d in (voc / 'ImageSets' / 'Main', path / 'trainval'):
+        d.mkdir(parents=True)
+    (path / 'labels.txt').write_text(''.join(f'{k}: {names.get(k, f"word {k}")}\n' for k in range(1, 460)))
     for split, seeds in dict(train=(2, 3), val=(7, 8)).items():
-        (voc/'ImageSets'/'Main'/f'{split}.txt').write_text(''.join(f'2008_{i:06}\n' for i in seeds))
+        (voc / 'ImageSets' / 'Main' / f'{split}.txt').write_text(''.join(f'2008_{i:06}\n' for i in seeds))
         for i in seeds:
-            write_picture(voc/'JPEGImages'/f'2008_{i:06}.jpg', seed=i)
+            write_picture(voc / 'JPEGImages' / f'2008_{i:06}.jpg', seed=i)
             labels = words[make_mask(range(len(words)), seed=i)]
-            savemat(path/'trainval'/f'2008_{i:06}.mat', dict(LabelMap=labels))
+            savemat(path / 'trainval' / f'2008_{i:06}.mat', dict(LabelMap=labels))
 
 # %% ../../nbs/testing/47_layouts.ipynb #68dc4103
 @MINIATURES.register('coco_stuff10k')
 def _write_coco_stuff10k(path: Path) -> None:
-    for d in ('imageLists', 'annotations'): (path/d).mkdir()
+    for d in ('imageLists', 'annotations'):
+        (path / d).mkdir()
     for split, ids in dict(train=(77, 113), test=(109, 315)).items():
         names = [f'COCO_train2014_{i:012}' for i in ids]
-        (path/'imageLists'/f'{split}.txt').write_text('\n'.join(names) + '\n')
+        (path / 'imageLists' / f'{split}.txt').write_text('\n'.join(names) + '\n')
         for i, n in zip(ids, names):
-            write_picture(path/'images'/f'{n}.jpg', seed=i)
-            savemat(path/'annotations'/f'{n}.mat', dict(S=make_mask([0, *COCO_STUFF_NUMBERS], seed=i)))
+            write_picture(path / 'images' / f'{n}.jpg', seed=i)
+            savemat(path / 'annotations' / f'{n}.mat', dict(S=make_mask([0, *COCO_STUFF_NUMBERS], seed=i)))
+
 
 @MINIATURES.register('coco_stuff164k')
 def _write_coco_stuff164k(path: Path) -> None:
     for split, ids in dict(train=(9, 25), val=(139, 285)).items():
         for i in ids:
-            image, mask = (path/kind/f'{split}2017'/f'{i:012}' for kind in ('images', 'annotations'))
+            image, mask = (path / kind / f'{split}2017' / f'{i:012}' for kind in ('images', 'annotations'))
             labels = [IGNORE, *(COCO_STUFF_NUMBERS - 1)]
             write_pair(image.with_suffix('.jpg'), mask.with_suffix('.png'), labels, seed=i)
 
 # %% ../../nbs/testing/47_layouts.ipynb #e59c1be9
 def _rectangle(image: int, category: int, x0: int, y0: int, x1: int, y1: int) -> dict:
     "An entry of COCO's list: a rectangle, corners in pixels, the second one outside"
-    return dict(image_id=image, category_id=int(category), iscrowd=0, area=(x1 - x0)*(y1 - y0),
-                bbox=[x0, y0, x1 - x0, y1 - y0], segmentation=[[x0, y0, x1, y0, x1, y1, x0, y1]])
+    return dict(
+        image_id=image,
+        category_id=int(category),
+        iscrowd=0,
+        area=(x1 - x0) * (y1 - y0),
+        bbox=[x0, y0, x1 - x0, y1 - y0],
+        segmentation=[[x0, y0, x1, y0, x1, y1, x0, y1]],
+    )
 
 # %% ../../nbs/testing/47_layouts.ipynb #1d852524
 def _crowd(image: int, category: int, inside: np.ndarray) -> dict:
     "The same for a mask (H, W) of bool, as an uncompressed run-length code"
     flat = inside.ravel(order='F')
     ends = np.flatnonzero(np.diff(flat, prepend=False, append=not flat[-1]))
-    return dict(image_id=image, category_id=int(category), iscrowd=1, area=int(inside.sum()),
-                bbox=[0, 0, *inside.shape[::-1]],
-                segmentation=dict(size=list(inside.shape), counts=np.diff(ends, prepend=0).tolist()))
+    return dict(
+        image_id=image,
+        category_id=int(category),
+        iscrowd=1,
+        area=int(inside.sum()),
+        bbox=[0, 0, *inside.shape[::-1]],
+        segmentation=dict(size=list(inside.shape), counts=np.diff(ends, prepend=0).tolist()),
+    )
 
 # %% ../../nbs/testing/47_layouts.ipynb #9f65e3ad
 def _board(image: int, numbers: np.ndarray) -> list[dict]:
@@ -99,33 +124,41 @@ def _board(image: int, numbers: np.ndarray) -> list[dict]:
 @MINIATURES.register('coco_objects')
 def _write_coco_objects(path: Path) -> None:
     categories = [dict(id=int(k), name=n) for k, n in zip(COCO_STUFF_NUMBERS, COCO_THINGS)]
-    (path/'annotations').mkdir()
+    (path / 'annotations').mkdir()
     for split, ids in dict(train=(9, 25), val=(139, 285)).items():
         images = [dict(id=i, file_name=f'{i:012}.jpg', height=120, width=160) for i in ids]
-        for im in images: write_picture(path/f'{split}2017'/im['file_name'], (120, 160), im['id'])
-        found = [a for j, i in enumerate(ids) for a in _board(i, COCO_STUFF_NUMBERS[40*j:40*j + 40])]
-        for k, a in enumerate(found, 1): a['id'] = k
+        for im in images:
+            write_picture(path / f'{split}2017' / im['file_name'], (120, 160), im['id'])
+        found = [a for j, i in enumerate(ids) for a in _board(i, COCO_STUFF_NUMBERS[40 * j : 40 * j + 40])]
+        for k, a in enumerate(found, 1):
+            a['id'] = k
         text = json.dumps(dict(images=images, categories=categories, annotations=found))
-        (path/'annotations'/f'instances_{split}2017.json').write_text(text)
+        (path / 'annotations' / f'instances_{split}2017.json').write_text(text)
 
 # %% ../../nbs/testing/47_layouts.ipynb #4c86ecde
 @MINIATURES.register('ade20k')
 def _write_ade20k(path: Path) -> None:
-    for i, (split, short) in enumerate(2*[('training', 'train'), ('validation', 'val')]):
-        name = f'ADE_{short}_{i//2 + 1:08}'
-        write_pair(path/'images'/split/f'{name}.jpg', path/'annotations'/split/f'{name}.png', range(151), seed=i)
+    for i, (split, short) in enumerate(2 * [('training', 'train'), ('validation', 'val')]):
+        name = f'ADE_{short}_{i // 2 + 1:08}'
+        write_pair(
+            path / 'images' / split / f'{name}.jpg', path / 'annotations' / split / f'{name}.png', range(151), seed=i
+        )
     names = ['wall', 'building, edifice', 'sky', *(f'class {k}' for k in range(4, 151))]
     rows = [f'{k}\t0.0\t0\t0\t{n}' for k, n in enumerate(names, 1)]
-    (path/'objectInfo150.txt').write_text('\n'.join(['Idx\tRatio\tTrain\tVal\tName', *rows]) + '\n')
+    (path / 'objectInfo150.txt').write_text('\n'.join(['Idx\tRatio\tTrain\tVal\tName', *rows]) + '\n')
 
 # %% ../../nbs/testing/47_layouts.ipynb #84e80109
 @MINIATURES.register('cityscapes')
 def _write_cityscapes(path: Path) -> None:
     cities = dict(train='aachen', val='frankfurt', test='berlin', train_extra='augsburg')
-    for i, (split, city) in enumerate(2*[*cities.items()]):
-        kind, name = 'gtCoarse' if split == 'train_extra' else 'gtFine', f'{city}_{i//4:06}_000019'
-        write_pair(path/'leftImg8bit'/split/city/f'{name}_leftImg8bit.png', path/kind/split/city/f'{name}_{kind}_labelIds.png',
-                   range(4 if split == 'test' else 34), seed=i)
+    for i, (split, city) in enumerate(2 * [*cities.items()]):
+        kind, name = 'gtCoarse' if split == 'train_extra' else 'gtFine', f'{city}_{i // 4:06}_000019'
+        write_pair(
+            path / 'leftImg8bit' / split / city / f'{name}_leftImg8bit.png',
+            path / kind / split / city / f'{name}_{kind}_labelIds.png',
+            range(4 if split == 'test' else 34),
+            seed=i,
+        )
 
 # %% ../../nbs/testing/47_layouts.ipynb #7a8568a9
 @MINIATURES.register('siftflow')
@@ -133,75 +166,86 @@ def _write_siftflow(path: Path) -> None:
     spatial = 'spatial_envelope_256x256_static_8outdoorcategories'
     class_names = np.array(SIFTFlow.info.class_names, object)
     names = 'coast_land111 forest_for121 street_par150 highway_gre459'.split()
-    (path/'SemanticLabels'/spatial).mkdir(parents=True)
+    (path / 'SemanticLabels' / spatial).mkdir(parents=True)
     for i, name in enumerate(names):
-        write_picture(path/'Images'/spatial/f'{name}.jpg', (48, 48), i)
+        write_picture(path / 'Images' / spatial / f'{name}.jpg', (48, 48), i)
         labels = make_mask(range(34), (48, 48), i)
-        savemat(path/'SemanticLabels'/spatial/f'{name}.mat', dict(S=labels, names=class_names))
-    (path/'TestSet1.txt').write_text(''.join(f'{spatial}\\{name}.jpg\r\n' for name in names[2:]))
+        savemat(path / 'SemanticLabels' / spatial / f'{name}.mat', dict(S=labels, names=class_names))
+    (path / 'TestSet1.txt').write_text(''.join(f'{spatial}\\{name}.jpg\r\n' for name in names[2:]))
 
 # %% ../../nbs/testing/47_layouts.ipynb #e91dc148
 @MINIATURES.register('kitti')
 def _write_kitti(path: Path) -> None:
-    for i, (split, run) in enumerate(2*[('trn', 9), ('test', 13)]):
-        mask = path/'image_02'/split/f'{run}'/f'{10*i:06}.mat'
+    for i, (split, run) in enumerate(2 * [('trn', 9), ('test', 13)]):
+        mask = path / 'image_02' / split / f'{run}' / f'{10 * i:06}.mat'
         mask.parent.mkdir(parents=True, exist_ok=True)
         savemat(mask, dict(truth=make_mask(range(11), seed=i)))
-        write_picture(path/'training'/'image_02'/f'{run:04}'/f'{10*i:06}.png', seed=i)
+        write_picture(path / 'training' / 'image_02' / f'{run:04}' / f'{10 * i:06}.png', seed=i)
 
 # %% ../../nbs/testing/47_layouts.ipynb #a90e4b27
 @MINIATURES.register('camvid')
 def _write_camvid(path: Path) -> None:
-    for i, split in enumerate(2*['train', 'val', 'test']):
-        write_pair(path/split/f'{i:04}.png', path/f'{split}annot'/f'{i:04}.png', range(12), seed=i)
+    for i, split in enumerate(2 * ['train', 'val', 'test']):
+        write_pair(path / split / f'{i:04}.png', path / f'{split}annot' / f'{i:04}.png', range(12), seed=i)
     names = 'sky building pole road pavement tree sign fence car pedestrian bicyclist void'.split()
-    (path/'codes.txt').write_text('\n'.join(names) + '\n')
+    (path / 'codes.txt').write_text('\n'.join(names) + '\n')
 
 # %% ../../nbs/testing/47_layouts.ipynb #00290f12
 @MINIATURES.register('ccp')
 def _write_ccp(path: Path) -> None:
-    (path/'annotations'/'pixel-level').mkdir(parents=True)
-    for i, split in enumerate(2*['train', 'val', 'test'], 1):
-        write_picture(path/'photos'/f'{i:04}.jpg', (64, 48), i)
+    (path / 'annotations' / 'pixel-level').mkdir(parents=True)
+    for i, split in enumerate(2 * ['train', 'val', 'test'], 1):
+        write_picture(path / 'photos' / f'{i:04}.jpg', (64, 48), i)
         labels = make_mask(range(59), (64, 48), i)
-        savemat(path/'annotations'/'pixel-level'/f'{i:04}.mat', dict(groundtruth=labels))
-        with open(path/f'{split}.txt', 'a') as f: f.write(f'{i:04}\n')
+        savemat(path / 'annotations' / 'pixel-level' / f'{i:04}.mat', dict(groundtruth=labels))
+        with open(path / f'{split}.txt', 'a') as f:
+            f.write(f'{i:04}\n')
     names = ['null', *(f'garment {k}' for k in range(1, 59))]
-    savemat(path/'label_list.mat', dict(label_list=np.array(names, object)))
+    savemat(path / 'label_list.mat', dict(label_list=np.array(names, object)))
 
 # %% ../../nbs/testing/47_layouts.ipynb #d35e3467
 def _write_people(images: Path, masks: Path, names: list[str], file: Path, seed: int) -> None:
     "A picture and a mask of all twenty labels for each name, and the list of the names"
     for i, n in enumerate(names):
-        write_pair(images/f'{n}.jpg', masks/f'{n}.png', range(20), (64, 48), seed + i)
+        write_pair(images / f'{n}.jpg', masks / f'{n}.png', range(20), (64, 48), seed + i)
     file.write_text('\n'.join(names) + '\n')
+
 
 @MINIATURES.register('lip')
 def _write_lip(path: Path) -> None:
-    images, masks = path/'TrainVal_images', path/'TrainVal_parsing_annotations'
+    images, masks = path / 'TrainVal_images', path / 'TrainVal_parsing_annotations'
     for k, split in enumerate(('train', 'val')):
-        names = [f'{10*k + i}_123456' for i in range(2)]
-        _write_people(images/f'{split}_images', masks/f'{split}_segmentations', names, images/f'{split}_id.txt', 2*k)
+        names = [f'{10 * k + i}_123456' for i in range(2)]
+        _write_people(
+            images / f'{split}_images', masks / f'{split}_segmentations', names, images / f'{split}_id.txt', 2 * k
+        )
+
 
 @MINIATURES.register('cihp')
 def _write_cihp(path: Path) -> None:
     for k, (split, half) in enumerate((('train', 'Training'), ('val', 'Validation'))):
-        names = [f'{10*k + i:07}' for i in range(2)]
-        _write_people(path/half/'Images', path/half/'Category_ids', names, path/half/f'{split}_id.txt', 2*k)
+        names = [f'{10 * k + i:07}' for i in range(2)]
+        _write_people(
+            path / half / 'Images', path / half / 'Category_ids', names, path / half / f'{split}_id.txt', 2 * k
+        )
 
 # %% ../../nbs/testing/47_layouts.ipynb #49b5cdd2
 @MINIATURES.register('nyudv2')
 def _write_nyudv2(path: Path) -> None:
-    (path/'segmentation').mkdir()
+    (path / 'segmentation').mkdir()
     for i, n in enumerate((5001, 5002, 5003, 5004)):
-        write_picture(path/'data'/'images'/f'img_{n}.png', seed=i)
-        savemat(path/'segmentation'/f'img_{n}.mat', dict(segmentation=make_mask(range(41), seed=i)))
+        write_picture(path / 'data' / 'images' / f'img_{n}.png', seed=i)
+        savemat(path / 'segmentation' / f'img_{n}.mat', dict(segmentation=make_mask(range(41), seed=i)))
     lists = dict(train='5003\n', val='5002\n', test='5001\n5004\n')
-    for name, numbers in lists.items(): (path/f'{name}.txt').write_text(numbers)
+    for name, numbers in lists.items():
+        (path / f'{name}.txt').write_text(numbers)
+
 
 @MINIATURES.register('sunrgbd')
 def _write_sunrgbd(path: Path) -> None:
     for i in range(4):
         folder, before = (('SUNRGBD-train_images', 5050), ('SUNRGBD-test_images', 0))[i % 2]
-        image, mask = (f'img-{i//2 + 1 + more:06}' for more in (0, before))
-        write_pair(path/folder/f'{image}.jpg', path/'sunrgbd_train_test_labels'/f'{mask}.png', range(38), seed=i)
+        image, mask = (f'img-{i // 2 + 1 + more:06}' for more in (0, before))
+        write_pair(
+            path / folder / f'{image}.jpg', path / 'sunrgbd_train_test_labels' / f'{mask}.png', range(38), seed=i
+        )

@@ -4,10 +4,13 @@
 
 # %% ../../nbs/testing/33_miniatures.ipynb #d2f7b2e4
 from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
 import numpy as np
 from PIL import Image
+
 from ..core import Registry
 from ..data.dataset import SegDataset, check_mask
 
@@ -27,15 +30,15 @@ def make_mask(
     if not len(shuffled) or shuffled.min() < 0 or shuffled.max() > 255:
         raise ValueError(f'expected labels from 0 to 255, found {shuffled.tolist()}')
     r = min(H, int(np.ceil(np.sqrt(len(shuffled)))))
-    c = min(W, -(-len(shuffled)//r))
+    c = min(W, -(-len(shuffled) // r))
     y, x = np.ogrid[:H, :W]
-    return np.resize(shuffled, (r, c))[y*r//H, x*c//W].astype(np.uint8)
+    return np.resize(shuffled, (r, c))[y * r // H, x * c // W].astype(np.uint8)
 
 # %% ../../nbs/testing/33_miniatures.ipynb #f1c35bad
 def write_picture(
     file: str | Path,  # where to; its suffix says the format. Folders above it are made
     size: tuple[int, int] = (48, 64),  # H, W, pixels
-    seed: int = 0,     # of the colours
+    seed: int = 0,  # of the colours
 ) -> None:
     "Write a colourful picture"
     Path(file).parent.mkdir(parents=True, exist_ok=True)
@@ -45,17 +48,18 @@ def write_picture(
 # %% ../../nbs/testing/33_miniatures.ipynb #bb039b72
 def write_pair(
     image: str | Path,  # file of the picture
-    mask: str | Path,   # file of the mask, lossless: .png
+    mask: str | Path,  # file of the mask, lossless: .png
     labels: Sequence[int] | np.ndarray,  # that the mask has, 0 to 255
     size: tuple[int, int] = (48, 64),  # H, W, pixels
-    seed: int = 0,      # of the colours and of the order of the labels
+    seed: int = 0,  # of the colours and of the order of the labels
     palette: np.ndarray | None = None,  # (K, 3) uint8 colours stored in the mask; grey where not given
 ) -> None:
     "Write a picture and its mask of 8 bits"
     write_picture(image, size, seed)
     Path(mask).parent.mkdir(parents=True, exist_ok=True)
     drawn = Image.fromarray(make_mask(labels, size, seed))
-    if palette is not None: drawn.putpalette(palette.tobytes())
+    if palette is not None:
+        drawn.putpalette(palette.tobytes())
     drawn.save(mask)
 
 # %% ../../nbs/testing/33_miniatures.ipynb #e4cbb854
@@ -64,7 +68,7 @@ MINIATURES: Registry = Registry('miniature', 'ctxseg_nb.testing', skip=('ranks',
 
 # %% ../../nbs/testing/33_miniatures.ipynb #f2591355
 def make_miniature(
-    name: str,         # of the data set
+    name: str,  # of the data set
     path: str | Path,  # a folder, new or empty
 ) -> Path:  # the folder
     """Write the miniature of a data set
@@ -73,7 +77,8 @@ def make_miniature(
     fill: Callable[[Path], None] = MINIATURES[name]
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    if any(path.iterdir()): raise FileExistsError(f'{path} is not empty; a miniature wants a folder of its own')
+    if any(path.iterdir()):
+        raise FileExistsError(f'{path} is not empty; a miniature wants a folder of its own')
     fill(path)
     return path
 

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/testing/49_paths.ipynb #815c2a41
 from __future__ import annotations
+
 import os
 from pathlib import Path
 
@@ -16,8 +17,9 @@ def find_real_data(
 ) -> Path | None:
     "The path of real data, or None, with a line that says what is skipped"
     here = Path.cwd()
-    root = next((p for p in (here, *here.parents) if (p/'settings.ini').exists()), here)
-    path = Path(os.environ.get('CTXSEG_DATA', root.parent/'shared'/'data'))/name
-    if path.exists(): return path
+    root = next((p for p in (here, *here.parents) if (p / 'settings.ini').exists()), here)
+    path = Path(os.environ.get('CTXSEG_DATA', root.parent / 'shared' / 'data')) / name
+    if path.exists():
+        return path
     print(f'skipped: no {name} beside the project or in $CTXSEG_DATA')
     return None

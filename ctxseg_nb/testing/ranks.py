@@ -4,13 +4,22 @@
 
 # %% ../../nbs/testing/48_ranks.ipynb #8e91579a
 from __future__ import annotations
-import multiprocessing, os, sys, tempfile, time, traceback
+
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest.mock import patch
-import cloudpickle, torch, torch.distributed as dist
+
+import cloudpickle
+import torch
+import torch.distributed as dist
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes
 
 # %% auto #0
@@ -19,8 +28,13 @@ __all__ = ['run_on_ranks']
 # %% ../../nbs/testing/48_ranks.ipynb #924f4316
 class _ByValue:
     "Arrives in another process as `value`, with the code of what was defined in a notebook"
-    def __init__(self, value: Any) -> None: self.value = value
-    def __reduce__(self) -> tuple: return cloudpickle.loads, (cloudpickle.dumps(self.value),)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __reduce__(self) -> tuple:
+        return cloudpickle.loads, (cloudpickle.dumps(self.value),)
+
 
 def _run_rank(rank: int, n: int, folder: str, call: tuple[Callable, tuple]) -> None:
     "Call a function on one of `n` ranks; leave in `folder` what it returns, or why it failed"
@@ -40,17 +54,17 @@ def _run_rank(rank: int, n: int, folder: str, call: tuple[Callable, tuple]) -> N
 # %% ../../nbs/testing/48_ranks.ipynb #0036d995
 def run_on_ranks(
     fn: Callable,  # called as fn(rank, *args) on each process; may be defined in a notebook
-    n: int,        # processes
-    *args: Any,    # what cloudpickle can write
+    n: int,  # processes
+    *args: Any,  # what cloudpickle can write
     timeout: float = 300,  # seconds that they may take together
-) -> list:         # what each process returned
+) -> list:  # what each process returned
     """Run `fn` on `n` gloo processes
 
     Raises `RuntimeError` with the traceback of every rank that failed; ranks that wait in vain are ended"""
     multiprocessing.set_forkserver_preload(['ctxseg_nb.all'])
     with tempfile.TemporaryDirectory() as folder:
         call = n, folder, _ByValue((fn, args))
-        with patch.dict(sys.modules, __main__=ModuleType('__main__')):   # the ranks need not run the script that calls
+        with patch.dict(sys.modules, __main__=ModuleType('__main__')):  # the ranks need not run the script that calls
             ranks = start_processes(_ByValue(_run_rank), call, n, join=False, start_method='forkserver')
         end = time.monotonic() + timeout
         try:
@@ -61,8 +75,10 @@ def run_on_ranks(
         except (ProcessExitedException, ProcessRaisedException) as e:
             errors = {rank: Path(folder, f'{rank}.error') for rank in range(n)}
             found = [f'rank {rank}: {file.read_text()}' for rank, file in errors.items() if file.exists()]
-            if isinstance(e, ProcessExitedException): found.insert(0, str(e))   # it was killed, or is waiting
+            if isinstance(e, ProcessExitedException):
+                found.insert(0, str(e))  # it was killed, or is waiting
             raise RuntimeError(f'{fn.__name__} on {n} processes:\n' + '\n'.join(found)) from None
         finally:
-            for process in ranks.processes: process.kill()
+            for process in ranks.processes:
+                process.kill()
         return [torch.load(Path(folder, str(rank)), weights_only=False) for rank in range(n)]

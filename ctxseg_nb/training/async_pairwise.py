@@ -4,9 +4,11 @@
 
 # %% ../../nbs/training/59_async_pairwise.ipynb #a074ecf1
 from __future__ import annotations
+
 import torch
 from fastai.basics import Callback, get_model
 from torch.nn.parallel import DistributedDataParallel
+
 from ..models.deepcrf import async_pairwise_loss
 
 # %% auto #0
@@ -15,24 +17,33 @@ __all__ = ['AsyncPairwiseUpdate']
 # %% ../../nbs/training/59_async_pairwise.ipynb #70480a38
 class AsyncPairwiseUpdate(Callback):
     "Train the pairwise networks of `deepcrf` on all pairs, with many updates in a step (Lin et al. 2017, section 8.2)"
+
     run_valid, run_options = False, ('lr', 'mom', 'wd', 'pairs_per_step')
-    def __init__(self,
-        lr: float = 1e-3,    # of the pairwise networks
-        mom: float = .9,     # momentum
-        wd: float = 5e-4,    # weight decay
+
+    def __init__(
+        self,
+        lr: float = 1e-3,  # of the pairwise networks
+        mom: float = 0.9,  # momentum
+        wd: float = 5e-4,  # weight decay
         pairs_per_step: int = 2000,  # before the pairwise network of their relation is updated
-    ) -> None: self.lr, self.mom, self.wd, self.pairs_per_step = lr, mom, wd, pairs_per_step
+    ) -> None:
+        self.lr, self.mom, self.wd, self.pairs_per_step = lr, mom, wd, pairs_per_step
 
     def before_fit(self) -> None:
         head = self.model.head
         if not hasattr(head, 'pair_loss'):
-            raise ValueError('AsyncPairwiseUpdate: expected a model with pairwise networks, '
-                             f'found {type(head).__name__}')
-        self.optimisers = {name: torch.optim.SGD(net.parameters(), self.lr, self.mom, weight_decay=self.wd)
-                           for name, net in head.pairs.items()}
+            raise ValueError(
+                f'AsyncPairwiseUpdate: expected a model with pairwise networks, found {type(head).__name__}'
+            )
+        self.optimisers = {
+            name: torch.optim.SGD(net.parameters(), self.lr, self.mom, weight_decay=self.wd)
+            for name, net in head.pairs.items()
+        }
         optimiser_of = {net: self.optimisers[name] for name, net in head.pairs.items()}
+
         def pair_loss(net, f, edges, labels):
             return async_pairwise_loss(net, f, edges, labels, optimiser_of[net], self.pairs_per_step)
+
         self.before, head.sample, head.pair_loss = (head.sample, head.pair_loss), None, pair_loss
         self._ignored_by_ddp(self.model, [f'head.pairs.{n}' for n, _ in head.pairs.named_parameters()])
 
@@ -40,10 +51,12 @@ class AsyncPairwiseUpdate(Callback):
     def _ignored_by_ddp(model, names):
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
 
-    def state_dict(self) -> dict: return {name: opt.state_dict() for name, opt in self.optimisers.items()}
+    def state_dict(self) -> dict:
+        return {name: opt.state_dict() for name, opt in self.optimisers.items()}
 
     def load_state_dict(self, state: dict) -> None:
-        for name, opt in self.optimisers.items(): opt.load_state_dict(state[name])
+        for name, opt in self.optimisers.items():
+            opt.load_state_dict(state[name])
 
     def after_fit(self) -> None:
         model = get_model(self.model)

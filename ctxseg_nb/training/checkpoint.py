@@ -4,17 +4,45 @@
 
 # %% ../../nbs/training/56_checkpoint.ipynb #c8c10957
 from __future__ import annotations
-import hashlib, io, json, os, random, signal, socket, sys, threading, time, zlib
+
+import hashlib
+import io
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+import zlib
 from itertools import islice
 from pathlib import Path
-import numpy as np, torch, torch.distributed as dist
-from fastai.basics import *
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from fastai.basics import (
+    AvgSmoothLoss,
+    Callback,
+    CancelEpochException,
+    DataLoaders,
+    L,
+    Learner,
+    Recorder,
+    get_model,
+    num_distrib,
+    rank_distrib,
+    to_device,
+)
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import TrackerCallback
 from fastai.callback.training import GradientAccumulation, GradientClip
 from filelock import FileLock, Timeout
+from torch import nn
+
 from ..core import atomic_write, checksum
 
 # %% auto #0
@@ -26,9 +54,13 @@ def rng_state(
 ) -> dict:  # plain python and CPU tensors
     "The random states of Python, NumPy, torch, the current GPU and each loader"
     name, keys, *rest = np.random.get_state()
-    return dict(python=random.getstate(), numpy=(name, keys.tolist(), *rest), torch=torch.get_rng_state(),
-                cuda=torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-                loaders=[dl.rng.getstate() if hasattr(dl, 'rng') else None for dl in dls.loaders])
+    return dict(
+        python=random.getstate(),
+        numpy=(name, keys.tolist(), *rest),
+        torch=torch.get_rng_state(),
+        cuda=torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        loaders=[dl.rng.getstate() if hasattr(dl, 'rng') else None for dl in dls.loaders],
+    )
 
 # %% ../../nbs/training/56_checkpoint.ipynb #6c56984e
 def set_rng_state(
@@ -40,24 +72,36 @@ def set_rng_state(
         random.setstate(state['python'])
         np.random.set_state(state['numpy'])
         torch.set_rng_state(state['torch'])
-        if state['cuda'] is not None and torch.cuda.is_available(): torch.cuda.set_rng_state(state['cuda'])
+        if state['cuda'] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state['cuda'])
     for dl, s in zip(dls.loaders, state['loaders']):
-        if s is not None: dl.rng.setstate(s)
+        if s is not None:
+            dl.rng.setstate(s)
 
 # %% ../../nbs/training/56_checkpoint.ipynb #4d17fb83
 def _plain(
     o,  # any nest of tensors, numbers, lists and dicts
 ):
     "`o` as nothing but CPU tensors, numbers, strings, lists, tuples and dicts"
-    if isinstance(o, torch.Tensor): return o.detach().as_subclass(torch.Tensor).cpu()
-    if isinstance(o, np.generic): return o.item()
-    if isinstance(o, dict): return {k: _plain(v) for k, v in o.items()}
-    if isinstance(o, tuple): return tuple(_plain(v) for v in o)
+    if isinstance(o, torch.Tensor):
+        return o.detach().as_subclass(torch.Tensor).cpu()
+    if isinstance(o, np.generic):
+        return o.item()
+    if isinstance(o, dict):
+        return {k: _plain(v) for k, v in o.items()}
+    if isinstance(o, tuple):
+        return tuple(_plain(v) for v in o)
     return [_plain(v) for v in o] if isinstance(o, (list, L)) else o
 
 # %% ../../nbs/training/56_checkpoint.ipynb #b661e783
-_NOTES = {Recorder: 'lrs iters losses values', AvgSmoothLoss: 'count val', ParamScheduler: 'hps',
-          TrackerCallback: 'best new_best wait', GradientAccumulation: 'count'}
+_NOTES = {
+    Recorder: 'lrs iters losses values',
+    AvgSmoothLoss: 'count val',
+    ParamScheduler: 'hps',
+    TrackerCallback: 'best new_best wait',
+    GradientAccumulation: 'count',
+}
+
 
 def _stateful(learn) -> dict:
     "What takes notes, by name: the object, and the names of fastai's notes or None where it has a `state_dict`"
@@ -66,47 +110,74 @@ def _stateful(learn) -> dict:
         own = hasattr(type(o), 'state_dict')
         notes = [n for cls, names in _NOTES.items() if isinstance(o, cls) for n in names.split() if n in vars(o)]
         key = o.name if o.name not in found else f'{o.name} {len(found)}'
-        if own or notes: found[key] = o, None if own else notes
+        if own or notes:
+            found[key] = o, None if own else notes
     return found
 
 # %% ../../nbs/training/56_checkpoint.ipynb #c3505088
-def _pack(v): return torch.stack(list(v)) if isinstance(v, (list, L)) and v and isinstance(v[0], torch.Tensor) else v
-def _unpack(v): return list(v) if isinstance(v, torch.Tensor) and v.ndim else v
+def _pack(v):
+    return torch.stack(list(v)) if isinstance(v, (list, L)) and v and isinstance(v[0], torch.Tensor) else v
+
+
+def _unpack(v):
+    return list(v) if isinstance(v, torch.Tensor) and v.ndim else v
+
 
 def _notes(learn) -> dict:
     "What the callbacks of `learn` noted: {callback: {name: value}}"
-    return {key: o.state_dict() if names is None else {n: _pack(getattr(o, n)) for n in names}
-            for key, (o, names) in _stateful(learn).items()}
+    return {
+        key: o.state_dict() if names is None else {n: _pack(getattr(o, n)) for n in names}
+        for key, (o, names) in _stateful(learn).items()
+    }
+
 
 def _set_notes(learn, saved: dict) -> None:
     "Give the notes back"
     for key, (o, names) in _stateful(learn).items():
-        if names is None: o.load_state_dict(saved[key])
+        if names is None:
+            o.load_state_dict(saved[key])
         else:
-            for n, v in saved[key].items(): setattr(o, n, _unpack(v))
+            for n, v in saved[key].items():
+                setattr(o, n, _unpack(v))
 
 # %% ../../nbs/training/56_checkpoint.ipynb #a705b246
 _FORMAT = 'ctxseg_nb checkpoint 3'
 _DIGITS = 64  # of SHA-256, hexadecimal
 
+
 def _encode(state: dict) -> memoryview:
     "The bytes of a checkpoint: what `torch.save` gives, whose comment is the checksum of all before it"
     buffer = io.BytesIO()
     torch.save(_plain(state), buffer)
-    buffer.seek(-2, io.SEEK_END)   # the last two bytes of a zip archive without a comment are the comment's length
+    buffer.seek(-2, io.SEEK_END)  # the last two bytes of a zip archive without a comment are the comment's length
     buffer.write(_DIGITS.to_bytes(2, 'little'))
     buffer.write(hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
     return buffer.getbuffer()
 
+
 def _not_finite(o, name=''):
     "The names of the tensors in a nest that hold nan or infinity"
-    if isinstance(o, torch.Tensor): return [name] if o.is_floating_point() and not o.isfinite().all() else []
+    if isinstance(o, torch.Tensor):
+        return [name] if o.is_floating_point() and not o.isfinite().all() else []
     parts = o.items() if isinstance(o, dict) else enumerate(o) if isinstance(o, (list, tuple)) else ()
     return [found for k, v in parts for found in _not_finite(v, f'{name}.{k}' if name else str(k))]
 
 # %% ../../nbs/training/56_checkpoint.ipynb #1f0b6a94
-_ENTRIES = dict(facts=dict, epoch=int, used=int, step=int, pct=float, model=dict, buffers=dict, opt=dict, notes=dict,
-                grads=list, scaler=dict, ranks=list)
+_ENTRIES = dict(
+    facts=dict,
+    epoch=int,
+    used=int,
+    step=int,
+    pct=float,
+    model=dict,
+    buffers=dict,
+    opt=dict,
+    notes=dict,
+    grads=list,
+    scaler=dict,
+    ranks=list,
+)
+
 
 def _check_content(name: str | Path, state: dict) -> None:
     "Raise `ValueError` naming the first entry of a checkpoint that is missing or cannot be"
@@ -119,12 +190,15 @@ def _check_content(name: str | Path, state: dict) -> None:
     epochs, batches = (state['facts'].get(k) for k in ('epochs', 'batches an epoch'))
     if type(epochs) is not int or type(batches) is not int:
         raise ValueError(f'{name}: expected the numbers of epochs and batches, found {epochs} and {batches}')
-    for k, last in dict(epoch=epochs, used=batches, step=epochs*batches).items():
-        if not 0 <= state[k] <= last: raise ValueError(f'{name}: expected {k} from 0 to {last}, found {state[k]}')
+    for k, last in dict(epoch=epochs, used=batches, step=epochs * batches).items():
+        if not 0 <= state[k] <= last:
+            raise ValueError(f'{name}: expected {k} from 0 to {last}, found {state[k]}')
     wrong = _not_finite({k: state[k] for k in ('model', 'opt', 'grads')})
     if wrong:
-        raise ValueError(f'{name}: expected finite numbers, found nan or infinity in {wrong[0]} '
-                         f'after step {state["step"]}')
+        raise ValueError(
+            f'{name}: expected finite numbers, found nan or infinity in {wrong[0]} after step {state["step"]}'
+        )
+
 
 def read_checkpoint(
     file: str | Path,  # written by `Checkpoint`
@@ -133,31 +207,42 @@ def read_checkpoint(
     Raises `ValueError` where the file is truncated, damaged or something else, `OSError` where it cannot be read"""
     data = Path(file).read_bytes()
     if hashlib.sha256(data[:-_DIGITS]).hexdigest().encode() != data[-_DIGITS:]:
-        raise ValueError(f'{file}: expected a {_FORMAT}, found {len(data)} bytes without the right checksum: '
-                         'damaged, or another kind of file')
+        raise ValueError(
+            f'{file}: expected a {_FORMAT}, found {len(data)} bytes without the right checksum: '
+            'damaged, or another kind of file'
+        )
     state = torch.load(io.BytesIO(data), map_location='cpu', weights_only=True)
     _check_content(file, state)
     return state
 
 # %% ../../nbs/training/56_checkpoint.ipynb #d3344d1a
-def _as_json(settings: dict) -> dict: return json.loads(json.dumps(settings))   # tuples become lists
+def _as_json(settings: dict) -> dict:
+    return json.loads(json.dumps(settings))  # tuples become lists
+
 
 def _known(v):
     "`v` as JSON can hold it: what has no such form is known by the name of its type"
-    if isinstance(v, (torch.Tensor, np.ndarray)): return v.flatten().tolist()
-    if isinstance(v, dict): return {str(k): _known(x) for k, x in v.items()}
-    if isinstance(v, (list, tuple, L)): return [_known(x) for x in v]
+    if isinstance(v, (torch.Tensor, np.ndarray)):
+        return v.flatten().tolist()
+    if isinstance(v, dict):
+        return {str(k): _known(x) for k, x in v.items()}
+    if isinstance(v, (list, tuple, L)):
+        return [_known(x) for x in v]
     return v if v is None or isinstance(v, (bool, int, float, str)) else type(v).__name__
+
 
 def _fingerprint(items, crc: int = 0) -> int:
     "A checksum of the names of files and of the content of arrays"
     for o in items:
-        if isinstance(o, (list, tuple)): crc = _fingerprint(o, crc)
-        elif isinstance(o, np.ndarray): crc = zlib.crc32(np.ascontiguousarray(o), crc)
+        if isinstance(o, (list, tuple)):
+            crc = _fingerprint(o, crc)
+        elif isinstance(o, np.ndarray):
+            crc = zlib.crc32(np.ascontiguousarray(o), crc)
         else:
             name = Path(o).name if isinstance(o, (str, Path)) else type(o).__name__
             crc = zlib.crc32(name.encode(), crc)
     return crc
+
 
 def _transforms(dl) -> list:
     "The transforms of a loader, each with what it was made with"
@@ -169,57 +254,82 @@ def _transforms(dl) -> list:
     return found
 
 # %% ../../nbs/training/56_checkpoint.ipynb #0b94d6c8
-_OPTIONS = {MixedPrecision: ('amp_mode',), GradientAccumulation: ('n_acc',),
-            GradientClip: ('max_norm', 'norm_type')}   # of callbacks, which decide a run
+_OPTIONS = {
+    MixedPrecision: ('amp_mode',),
+    GradientAccumulation: ('n_acc',),
+    GradientClip: ('max_norm', 'norm_type'),
+}  # of callbacks, which decide a run
+
 
 def _callback_facts(learn) -> dict:
     "Options of callbacks that decide the run: fastai's, and those that a callback of one's own names in `run_options`"
     facts = {}
     for cb in learn.cbs:
         for cls, names in {**_OPTIONS, type(cb): getattr(type(cb), 'run_options', ())}.items():
-            if not isinstance(cb, cls): continue
+            if not isinstance(cb, cls):
+                continue
             for n in names:
                 v = getattr(cb, n)
                 facts[f'{cls.__name__}.{n}'] = _known(v) if isinstance(v, (int, float, str)) else str(v)
     return facts
 
-def _loader_facts(name, dl) -> dict:
-    dl = vars(dl).get('dl', dl)   # of one process
-    items = getattr(getattr(dl, 'dataset', None), 'items', None)
-    return {f'{name} pictures': getattr(dl, 'n', None), f'{name} batch': dl.bs,
-            f'{name} files': None if items is None else _fingerprint(items),
-            f'{name} workers': dl.fake_l.num_workers, f'{name} transforms': _transforms(dl)}
 
-def _kind(module):   # a batch norm is one, synchronised or not
+def _loader_facts(name, dl) -> dict:
+    dl = vars(dl).get('dl', dl)  # of one process
+    items = getattr(getattr(dl, 'dataset', None), 'items', None)
+    return {
+        f'{name} pictures': getattr(dl, 'n', None),
+        f'{name} batch': dl.bs,
+        f'{name} files': None if items is None else _fingerprint(items),
+        f'{name} workers': dl.fake_l.num_workers,
+        f'{name} transforms': _transforms(dl),
+    }
+
+
+def _kind(module):  # a batch norm is one, synchronised or not
     return 'BatchNorm' if isinstance(module, nn.modules.batchnorm._BatchNorm) else type(module).__name__
+
 
 def _model_facts(model) -> dict:
     shapes = {k: list(v.shape) for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
     layers = {n or type(model).__name__: f'{_kind(m)}({m.extra_repr()})' for n, m in model.named_modules()}
     return _known(getattr(model, 'config', None) or {}) | shapes | layers
 
+
 def _loss_facts(loss) -> dict:
-    return {'loss': getattr(loss, '__name__', type(loss).__name__),
-            'parts of the loss': [[name, λ] for name, λ, _ in getattr(loss, 'parts', ())],
-            'class weights': checksum(loss.state_dict()) if isinstance(loss, nn.Module) else None,
-            'void': getattr(loss, 'ignore_index', None)}
+    return {
+        'loss': getattr(loss, '__name__', type(loss).__name__),
+        'parts of the loss': [[name, λ] for name, λ, _ in getattr(loss, 'parts', ())],
+        'class weights': checksum(loss.state_dict()) if isinstance(loss, nn.Module) else None,
+        'void': getattr(loss, 'ignore_index', None),
+    }
+
 
 def _optimiser_facts(learn) -> dict:
     opt = learn.opt
     schedules = {k: f for cb in learn.cbs if isinstance(cb, ParamScheduler) for k, f in cb.scheds.items()}
-    course = {k: [np.asarray(f(s), float).tolist() for s in (0., .25, .5, .75, 1.)] for k, f in schedules.items()}
+    course = {k: [np.asarray(f(s), float).tolist() for s in (0.0, 0.25, 0.5, 0.75, 1.0)] for k, f in schedules.items()}
     steps = [getattr(f, '__name__', 'step') for f in opt.cbs] if hasattr(opt, 'cbs') else type(opt.opt).__name__
     constant = {k: _known([h[k] for h in opt.hypers]) for k in opt.hypers[0] if k != 'lr' and k not in course}
-    facts = {'parameter groups': len(opt.hypers), 'hyper-parameters': sorted(opt.hypers[0]), 'optimiser': steps,
-             'wd_bn_bias': learn.wd_bn_bias, 'lr': course.pop('lr', [h['lr'] for h in opt.hypers])}
+    facts = {
+        'parameter groups': len(opt.hypers),
+        'hyper-parameters': sorted(opt.hypers[0]),
+        'optimiser': steps,
+        'wd_bn_bias': learn.wd_bn_bias,
+        'lr': course.pop('lr', [h['lr'] for h in opt.hypers]),
+    }
     return facts | constant | {f'schedule of {k}': v for k, v in course.items()}
+
 
 def _facts(
     learn: Learner,  # before its first step
 ) -> dict:  # name → value
     "What a learner knows of all that decides its run"
-    own = {'epochs': learn.n_epoch, 'processes': num_distrib() or 1,
-           'data set': getattr(getattr(learn.dls, 'info', None), 'name', None)}
+    own = {
+        'epochs': learn.n_epoch,
+        'processes': num_distrib() or 1,
+        'data set': getattr(getattr(learn.dls, 'info', None), 'name', None),
+    }
     data = _loader_facts('training', learn.dls.train) | _loader_facts('validation', learn.dls.valid)
     network = _model_facts(get_model(learn.model)) | _loss_facts(learn.loss_func) | _optimiser_facts(learn)
     callbacks = _callback_facts(learn) | {'callbacks with notes': sorted(_stateful(learn))}
@@ -228,15 +338,16 @@ def _facts(
 # %% ../../nbs/training/56_checkpoint.ipynb #93e0d75a
 def _compare(
     file: str | Path,  # named in the error
-    expected: dict,    # {what: value} of this run
-    found: dict,       # {what: value} of the checkpoint
+    expected: dict,  # {what: value} of this run
+    found: dict,  # {what: value} of the checkpoint
 ) -> dict:  # what is new: {'epochs', 'lr' or 'processes': value}
     """Raise `ValueError` at the first fact in which the two runs differ, but for a new learning rate, more epochs and
     another number of processes"""
     new = {}
     for k in {**expected, **found}:
         e, f = expected.get(k, 'nothing'), found.get(k, 'nothing')
-        if e == f: continue
+        if e == f:
+            continue
         longer = k == 'epochs' and isinstance(f, int) and e > f
         if k not in ('lr', 'processes') and not longer:
             raise ValueError(f'{file} belongs to another run: {k}: expected {e}, found {f}')
@@ -246,68 +357,96 @@ def _compare(
 # %% ../../nbs/training/56_checkpoint.ipynb #6ef41ab4
 class _RemainingBatches:
     "The batches of `dl` after the first `n`; `done` is called between these and the rest"
-    def __init__(self, dl, n: int, done) -> None: self.dl, self.n, self.done = dl, n, done
-    def __len__(self) -> int: return len(self.dl)
-    def __getattr__(self, k): return getattr(self.dl, k)
+
+    def __init__(self, dl, n: int, done) -> None:
+        self.dl, self.n, self.done = dl, n, done
+
+    def __len__(self) -> int:
+        return len(self.dl)
+
+    def __getattr__(self, k):
+        return getattr(self.dl, k)
+
     def __iter__(self):
         batches = iter(self.dl)
-        for _ in islice(batches, self.n): pass
+        for _ in islice(batches, self.n):
+            pass
         self.done()
         yield from batches
 
 # %% ../../nbs/training/56_checkpoint.ipynb #b2d17c03
 def _alive(process: int) -> bool:
-    try: os.kill(process, 0)
-    except ProcessLookupError: return False
-    except OSError: pass   # it belongs to someone else
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # it belongs to someone else
     return True
+
 
 class _FolderLock:
     "Held by the process that writes checkpoints to `folder`"
+
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.about = folder/'.checkpoint.run'
-        lock = folder/'.checkpoint.lock'
-        self.lock = FileLock(lock, thread_local=False, is_singleton=True)   # a later run of this process may have it
-        try: self.lock.acquire(timeout=0)
-        except Timeout: self._wait()
+        self.about = folder / '.checkpoint.run'
+        lock = folder / '.checkpoint.lock'
+        self.lock = FileLock(lock, thread_local=False, is_singleton=True)  # a later run of this process may have it
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            self._wait()
         about = dict(process=os.getpid(), host=socket.gethostname(), since=time.strftime('%Y-%m-%d %H:%M:%S'))
         self.about.write_text(json.dumps(about))
 
     def _wait(self):
         "The workers of a process that was killed hold its lock until they notice. Raises `ValueError` where it lives"
-        try: other = json.loads(self.about.read_text())
-        except (OSError, ValueError): other = dict(process='?', host='?', since='a moment ago')
+        try:
+            other = json.loads(self.about.read_text())
+        except (OSError, ValueError):
+            other = dict(process='?', host='?', since='a moment ago')
         dead = other['host'] == socket.gethostname() and not _alive(other['process'])
-        try: self.lock.acquire(timeout=30 if dead else 0)
+        try:
+            self.lock.acquire(timeout=30 if dead else 0)
         except Timeout:
             who = f'process {other["process"]} on {other["host"]} since {other["since"]}'
-            raise ValueError(f'{self.about.parent}: another run writes its checkpoints here, {who}: '
-                             'choose another folder or end that run') from None
+            raise ValueError(
+                f'{self.about.parent}: another run writes its checkpoints here, {who}: '
+                'choose another folder or end that run'
+            ) from None
 
     def release(self) -> None:
         self.about.unlink(missing_ok=True)
         self.lock.release(force=True)
 
 # %% ../../nbs/training/56_checkpoint.ipynb #47e9c0a2
-def _several() -> bool: return num_distrib() > 1 and dist.is_available() and dist.is_initialized()
+def _several() -> bool:
+    return num_distrib() > 1 and dist.is_available() and dist.is_initialized()
+
 
 def _of_all_processes(o) -> list:
     "`o` of each process, in their order"
-    if not _several(): return [o]
-    found = [None]*num_distrib()
+    if not _several():
+        return [o]
+    found = [None] * num_distrib()
     dist.all_gather_object(found, o)
     return found
 
+
 def _on_first(f):
     "What `f()` gives on the first process, on all; an error is raised on all"
-    if not _several(): return f()
+    if not _several():
+        return f()
     found = [None, None]
     if not rank_distrib():
-        try: found[0] = f()
-        except (ValueError, OSError) as e: found[1] = e
+        try:
+            found[0] = f()
+        except (ValueError, OSError) as e:
+            found[1] = e
     dist.broadcast_object_list(found)
-    if found[1] is not None: raise found[1]
+    if found[1] is not None:
+        raise found[1]
     return found[0]
 
 # %% ../../nbs/training/56_checkpoint.ipynb #1263944d
@@ -317,64 +456,87 @@ def _learner_state(learn) -> dict:
     tensors, scaler = model.state_dict(), vars(learn).get('scaler')
     grads = [p.grad if p.grad is not None and p.grad.any() else p.grad is not None for p, *_ in learn.opt.all_params()]
     buffers = {k: b for k, b in model.named_buffers() if k not in tensors}
-    return _plain(dict(step=learn.train_iter, pct=float(learn.pct_train), model=dict(tensors), buffers=buffers,
-                       opt=learn.opt.state_dict(), notes=_notes(learn), grads=grads,
-                       scaler=scaler.state_dict() if scaler else {}))
+    return _plain(
+        dict(
+            step=learn.train_iter,
+            pct=float(learn.pct_train),
+            model=dict(tensors),
+            buffers=buffers,
+            opt=learn.opt.state_dict(),
+            notes=_notes(learn),
+            grads=grads,
+            scaler=scaler.state_dict() if scaler else {},
+        )
+    )
+
 
 def _set_learner_state(learn, state: dict) -> None:
     "Put what `_learner_state` gave back into a learner like it; its learning rates stay"
     model, rates = get_model(learn.model), [h['lr'] for h in learn.opt.hypers]
     model.load_state_dict(state['model'])
     for k, b in model.named_buffers():
-        if k in state['buffers'] and b.shape == state['buffers'][k].shape: b.copy_(state['buffers'][k])
+        if k in state['buffers'] and b.shape == state['buffers'][k].shape:
+            b.copy_(state['buffers'][k])
     learn.opt.load_state_dict(to_device(state['opt'], next(model.parameters()).device))
     learn.opt.set_hyper('lr', rates)
     for (p, *_), g in zip(learn.opt.all_params(), state['grads']):
-        if isinstance(g, torch.Tensor): p.grad = g.to(p)
-        else: p.grad = torch.zeros_like(p) if g else None
-    if state['scaler']: learn.scaler.load_state_dict(state['scaler'])
+        if isinstance(g, torch.Tensor):
+            p.grad = g.to(p)
+        else:
+            p.grad = torch.zeros_like(p) if g else None
+    if state['scaler']:
+        learn.scaler.load_state_dict(state['scaler'])
     _set_notes(learn, state['notes'])
     learn.train_iter = state['step']
 
 # %% ../../nbs/training/56_checkpoint.ipynb #d56e0003
 class _StopSignal:
     "Notes SIGINT or SIGTERM, rather than to stop in the middle of a step; a second one does what it always did"
-    def __init__(self) -> None: self.number, self.handlers = None, {}
+
+    def __init__(self) -> None:
+        self.number, self.handlers = None, {}
 
     def listen(self) -> None:
         self.number = None
-        if threading.current_thread() is not threading.main_thread(): return   # the others cannot
+        if threading.current_thread() is not threading.main_thread():
+            return  # the others cannot
         for s in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(s) not in (signal.SIG_IGN, None): self.handlers[s] = signal.signal(s, self._note)
+            if signal.getsignal(s) not in (signal.SIG_IGN, None):
+                self.handlers[s] = signal.signal(s, self._note)
 
     def _note(self, number, frame):
         self.number = number
         self.release()
 
     def release(self) -> None:
-        for s, handler in self.handlers.items(): signal.signal(s, handler)
+        for s, handler in self.handlers.items():
+            signal.signal(s, handler)
         self.handlers = {}
 
     def stop(self, message: str) -> None:
         "End the process, or the cell of a notebook, as the signal asks for"
         message = f'stopped by {signal.Signals(self.number).name} {message}'
-        if self.number == signal.SIGINT: raise KeyboardInterrupt(message)
+        if self.number == signal.SIGINT:
+            raise KeyboardInterrupt(message)
         print(message, file=sys.stderr)
         raise SystemExit(128 + self.number)
 
 # %% ../../nbs/training/56_checkpoint.ipynb #d56e0005
 class Checkpoint(Callback):
     "Store all of a run so that the same call with `resume=True` continues it to the same final weights"
+
     order, _learn = 90, None
-    def __init__(self,
-        folder: str | Path,       # gets `checkpoint.pt`
+
+    def __init__(
+        self,
+        folder: str | Path,  # gets `checkpoint.pt`
         every: int | str = 'epoch',  # 'epoch', or a number of steps: write also after so many
-        resume: bool = False,     # continue from the folder's checkpoint, if there is one
+        resume: bool = False,  # continue from the folder's checkpoint, if there is one
         settings: dict | None = None,  # what decides the run but no learner knows, as JSON holds it; the seed, say
     ) -> None:
         if every != 'epoch' and not (type(every) is int and every > 0):
             raise ValueError(f"every: expected 'epoch' or a number of steps, found {every!r}")
-        self.file, self.every, self.resume = Path(folder)/'checkpoint.pt', every, resume
+        self.file, self.every, self.resume = Path(folder) / 'checkpoint.pt', every, resume
         self.settings = _as_json(settings or {})
         self.folder_lock, self.stop_signal = None, _StopSignal()
 
@@ -382,15 +544,19 @@ class Checkpoint(Callback):
         raise ValueError('Checkpoint belongs to one run: pass it to fit(..., cbs=Checkpoint(...)), not to Learner')
 
     @property
-    def learn(self) -> Learner | None: return self._learn
+    def learn(self) -> Learner | None:
+        return self._learn
+
     @learn.setter
     def learn(self, learn: Learner | None) -> None:
         self._learn = learn
-        if learn is None: self._release()
+        if learn is None:
+            self._release()
 
-    def save(self,
+    def save(
+        self,
         epoch: int,  # counted from 0
-        used: int,   # batches of it that the run has used
+        used: int,  # batches of it that the run has used
         now: dict | None = None,  # the random states to go on with; those of this moment where not given
     ) -> None:
         """Write the run as it stands before a batch; where that fails, the previous file stays.
@@ -403,71 +569,93 @@ class Checkpoint(Callback):
         state = dict(format=_FORMAT, facts=self.facts, epoch=epoch, used=used, ranks=ranks)
         state = _plain(state) | _learner_state(self.learn)
         _check_content(f'{self.file} is not written', state)
-        with atomic_write(self.file) as tmp: tmp.write_bytes(_encode(state))
+        with atomic_write(self.file) as tmp:
+            tmp.write_bytes(_encode(state))
 
     def _open(self):
         "Take the folder, clear away what a killed write left, and read the checkpoint, if there is one to go on from"
         self.folder_lock = _FolderLock(self.file.parent)
-        for left in self.file.parent.glob(f'.{self.file.name}.*'): left.unlink(missing_ok=True)
+        for left in self.file.parent.glob(f'.{self.file.name}.*'):
+            left.unlink(missing_ok=True)
         return read_checkpoint(self.file) if self.resume and self.file.exists() else None
 
-    def restore(self,
+    def restore(
+        self,
         state: dict,  # from `read_checkpoint`
     ) -> None:
         "Put a run back into the learner. Raises `ValueError`, with nothing changed, where it is not this run"
         learn, rank = self.learn, rank_distrib()
         new = _compare(self.file, self.facts, state['facts'])
         _set_learner_state(learn, state)
-        if rank < len(state['ranks']): mine = state['ranks'][rank]
-        else: mine = {k: dict(loaders=rng['loaders']) for k, rng in state['ranks'][0].items()}   # a new process
+        if rank < len(state['ranks']):
+            mine = state['ranks'][rank]
+        else:
+            mine = {k: dict(loaders=rng['loaders']) for k, rng in state['ranks'][0].items()}  # a new process
         set_rng_state(learn.dls, mine['epoch_start'])
         self.first, self.used, self.pct, self.now = state['epoch'], state['used'], state['pct'], mine['now']
-        if 'epochs' in new: self.pct = (self.first + self.used/len(learn.dls.train))/learn.n_epoch
+        if 'epochs' in new:
+            self.pct = (self.first + self.used / len(learn.dls.train)) / learn.n_epoch
         changes = [f'{k} {v} instead of {state["facts"][k]}' for k, v in new.items()]
-        if new and not rank: print(f'{self.file}: the run goes on after epoch {self.first} with {", ".join(changes)}')
+        if new and not rank:
+            print(f'{self.file}: the run goes on after epoch {self.first} with {", ".join(changes)}')
 
     def before_fit(self) -> None:
         self.first, self.used, self.paused, self.facts = 0, 0, [], self.settings | _facts(self.learn)
         state = _on_first(self._open)
-        if state: self.restore(state)
+        if state:
+            self.restore(state)
         if self.first:
             others = [cb for cb in self.learn.cbs if cb is not self and not isinstance(cb, ProgressCallback)]
             self.paused = [(cb, cb.run) for cb in others]
-        for cb, _ in self.paused: cb.run = False
-        if not _several(): self.stop_signal.listen()
+        for cb, _ in self.paused:
+            cb.run = False
+        if not _several():
+            self.stop_signal.listen()
 
     def before_epoch(self) -> None:
-        if self.epoch < self.first: raise CancelEpochException
+        if self.epoch < self.first:
+            raise CancelEpochException
 
     def before_train(self) -> None:
         self.epoch_start = rng_state(self.dls)
-        if not self.used: return
+        if not self.used:
+            return
         self.learn.pct_train = self.pct
         self.learn.dl = _RemainingBatches(self.dl, self.used, lambda: set_rng_state(self.dls, self.now))
 
-    def before_batch(self) -> None: self.learn.iter += self.used
+    def before_batch(self) -> None:
+        self.learn.iter += self.used
 
     def after_batch(self) -> None:
         due = self.every != 'epoch' and self.train_iter % self.every == 0
-        if self.training and due: self.save(self.epoch, self.iter + 1)
-        if not self.stop_signal.number: return
-        if self.training: self.save(self.epoch, self.iter + 1)
-        else: self.save(self.epoch, self.batches, self.trained)
+        if self.training and due:
+            self.save(self.epoch, self.iter + 1)
+        if not self.stop_signal.number:
+            return
+        if self.training:
+            self.save(self.epoch, self.iter + 1)
+        else:
+            self.save(self.epoch, self.batches, self.trained)
         self._stop()
 
-    def after_train(self) -> None: self.used, self.trained, self.batches = 0, rng_state(self.dls), self.n_iter
+    def after_train(self) -> None:
+        self.used, self.trained, self.batches = 0, rng_state(self.dls), self.n_iter
 
     def after_epoch(self) -> None:
         if self.epoch == self.first - 1:
-            for cb, run in self.paused: cb.run = run
-        elif self.epoch >= self.first: self.save(self.epoch + 1, 0)
-        if self.stop_signal.number: self._stop()
+            for cb, run in self.paused:
+                cb.run = run
+        elif self.epoch >= self.first:
+            self.save(self.epoch + 1, 0)
+        if self.stop_signal.number:
+            self._stop()
 
     def _stop(self):
-        steps = self.n_epoch*self.facts["batches an epoch"]
+        steps = self.n_epoch * self.facts["batches an epoch"]
         self.stop_signal.stop(f'after step {self.train_iter} of {steps}; {self.file} holds the run, to be resumed')
 
     def _release(self):
         self.stop_signal.release()
-        if self.folder_lock: self.folder_lock.release()
+        if self.folder_lock:
+            self.folder_lock.release()
         self.folder_lock = None

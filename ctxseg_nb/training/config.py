@@ -4,7 +4,9 @@
 
 # %% ../../nbs/training/60_config.ipynb #80067795
 from __future__ import annotations
-import ast, json
+
+import ast
+import json
 from dataclasses import dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -17,34 +19,38 @@ __all__ = ['Count', 'Seed', 'Rate', 'Share', 'Momentum', 'Angle', 'Size', 'Facto
 @dataclass(frozen=True)
 class Limits:
     "The range of the numbers that a field takes"
+
     low: float
     high: float
 
     def check(self, name: str, numbers: tuple, value: Any) -> None:
         "Raise `ValueError` with the name of the field where one of the numbers is outside"
-        if all(type(n) in (int, float) and self.low <= n <= self.high for n in numbers): return
+        if all(type(n) in (int, float) and self.low <= n <= self.high for n in numbers):
+            return
         what = 'a number' if len(numbers) == 1 else 'numbers'
         raise ValueError(f'{name}: expected {what} from {self.low:g} to {self.high:g}, found {value!r}')
 
 # %% ../../nbs/training/60_config.ipynb #0986bce6
 Count = Annotated[int, Limits(1, 10**6)]
-Seed = Annotated[int, Limits(0, 2**32 - 1)]   # what NumPy takes
+Seed = Annotated[int, Limits(0, 2**32 - 1)]  # what NumPy takes
 Rate = Annotated[float, Limits(1e-12, 1e12)]
 Share = Annotated[float, Limits(0, 1)]
-Momentum = Annotated[float, Limits(0, .9999)]
+Momentum = Annotated[float, Limits(0, 0.9999)]
 Angle = Annotated[float, Limits(0, 180)]
-Size = Annotated[int | tuple[int, int], Limits(1, 8192)]   # side of a square, or (H, W), pixels
-Factors = Annotated[tuple[float, float], Limits(.01, 100)]   # the smaller first
+Size = Annotated[int | tuple[int, int], Limits(1, 8192)]  # side of a square, or (H, W), pixels
+Factors = Annotated[tuple[float, float], Limits(0.01, 100)]  # the smaller first
 
 # %% ../../nbs/training/60_config.ipynb #3d7a299c
 @dataclass(frozen=True)
 class FieldType:
     "A type as `read_field` needs it"
-    kinds: tuple[type, ...]   # of a value; without None
-    optional: bool = False    # may the value be None?
-    choices: tuple = ()       # the values that are allowed; all where empty
+
+    kinds: tuple[type, ...]  # of a value; without None
+    optional: bool = False  # may the value be None?
+    choices: tuple = ()  # the values that are allowed; all where empty
     limits: Limits | None = None  # of the value's numbers
-    length: int | None = None     # of a tuple
+    length: int | None = None  # of a tuple
+
 
 def field_type(
     hint: Any,  # a type, a union of types with or without None, `Annotated` or `Literal`
@@ -55,7 +61,8 @@ def field_type(
         t = field_type(inner)
         limits = next((n for n in notes if isinstance(n, Limits)), None)
         return FieldType(t.kinds, t.optional, t.choices, limits or t.limits, t.length)
-    if get_origin(hint) is Literal: return FieldType((str,), choices=get_args(hint))
+    if get_origin(hint) is Literal:
+        return FieldType((str,), choices=get_args(hint))
     if get_origin(hint) in (Union, UnionType):
         parts = [field_type(part) for part in get_args(hint) if part is not NoneType]
         kinds = tuple(kind for t in parts for kind in t.kinds)
@@ -68,91 +75,127 @@ def field_type(
 # %% ../../nbs/training/60_config.ipynb #6b33fe18
 _WORDS = dict(yes=True, true=True, no=False, false=False, none=None)
 
+
 def _literal(word):
-    if word.lower() in _WORDS: return _WORDS[word.lower()]
-    try: return ast.literal_eval(word)
-    except (ValueError, SyntaxError): return word
+    if word.lower() in _WORDS:
+        return _WORDS[word.lower()]
+    try:
+        return ast.literal_eval(word)
+    except (ValueError, SyntaxError):
+        return word
+
 
 def read_field(
-    name: str,   # of the field, for the error
-    hint: Any,   # its type
+    name: str,  # of the field, for the error
+    hint: Any,  # its type
     value: Any,  # a value, or the word for it
 ) -> Any:
-    "The value of a field. Raises `ValueError` with the name for a value of another type, outside of the range, or not among the choices"
+    """The value of a field. Raises `ValueError` with the name for a value of another type, outside of the range, or
+    not among the choices"""
     t, found = field_type(hint), value
-    if isinstance(value, str) and (str not in t.kinds or t.optional and value.lower() == 'none'): found = _literal(value)
-    if isinstance(found, list) and tuple in t.kinds: found = tuple(found)
-    if type(found) is int and float in t.kinds: found = float(found)
-    if type(found) in (int, float) and t.kinds == (tuple,): found = (found,)
-    if found is None and t.optional: return None
+    if isinstance(value, str) and (str not in t.kinds or t.optional and value.lower() == 'none'):
+        found = _literal(value)
+    if isinstance(found, list) and tuple in t.kinds:
+        found = tuple(found)
+    if type(found) is int and float in t.kinds:
+        found = float(found)
+    if type(found) in (int, float) and t.kinds == (tuple,):
+        found = (found,)
+    if found is None and t.optional:
+        return None
     fits = type(found) in t.kinds and (not t.choices or found in t.choices)
-    if fits and isinstance(found, dict): fits = all(isinstance(key, str) for key in found)
+    if fits and isinstance(found, dict):
+        fits = all(isinstance(key, str) for key in found)
     expected = ' or '.join(t.choices or [kind.__name__ for kind in t.kinds])
-    if not fits: raise ValueError(f'{name}: expected {expected}, found {value!r}')
+    if not fits:
+        raise ValueError(f'{name}: expected {expected}, found {value!r}')
     if isinstance(found, tuple) and (not found or t.length not in (None, len(found))):
         raise ValueError(f'{name}: expected {"two" if t.length == 2 else "some"} numbers, found {value!r}')
-    if t.limits: t.limits.check(name, found if isinstance(found, tuple) else (found,), value)
+    if t.limits:
+        t.limits.check(name, found if isinstance(found, tuple) else (found,), value)
     return found
 
 # %% ../../nbs/training/60_config.ipynb #a9d87d0d
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     "All that decides a training run. Raises `ValueError` for values that are impossible, or that would be ignored"
-    data: str = 'scenes'           # scenes, or a name that `ctxseg data` lists
+
+    data: str = 'scenes'  # scenes, or a name that `ctxseg data` lists
     data_options: dict = field(default_factory=dict)  # of the data set, as in min_photos=35; of the scenes, their kinds
-    train_split: str = 'train'     # part of the data set to train on
-    valid_split: str = 'val'       # part to validate on
-    n_train: Count | None = None   # training pictures; where not given 600 scenes, or all pictures of a data set
-    n_valid: Count | None = None   # validation pictures; where not given 200 scenes, or all pictures of a data set
-    size: Size | None = None       # side, or height,width, to which pictures are resized, pixels; 96 where neither it nor crop is given
-    crop: Size | None = None       # side, or height,width, of random crops in training, pixels
-    scale: Factors | None = None   # of crops: the smallest and the largest random factor of the size; 1,1 where not given
-    rotate: Angle = 0.             # of crops: the largest random angle, degrees
-    jitter: Share = 0.             # of crops: the largest random change of colours, 0 to 1
-    flip: Share | None = None      # probability that a training picture is mirrored; .5 where not given, or 0 where left is not right
-    model: str = 'fcn'             # as `ctxseg models` lists them
+    train_split: str = 'train'  # part of the data set to train on
+    valid_split: str = 'val'  # part to validate on
+    n_train: Count | None = None  # training pictures; where not given 600 scenes, or all pictures of a data set
+    n_valid: Count | None = None  # validation pictures; where not given 200 scenes, or all pictures of a data set
+    size: Size | None = (
+        None  # side, or height,width, to which pictures are resized, pixels; 96 where neither it nor crop is given
+    )
+    crop: Size | None = None  # side, or height,width, of random crops in training, pixels
+    scale: Factors | None = (
+        None  # of crops: the smallest and the largest random factor of the size; 1,1 where not given
+    )
+    rotate: Angle = 0.0  # of crops: the largest random angle, degrees
+    jitter: Share = 0.0  # of crops: the largest random change of colours, 0 to 1
+    flip: Share | None = (
+        None  # probability that a training picture is mirrored; .5 where not given, or 0 where left is not right
+    )
+    model: str = 'fcn'  # as `ctxseg models` lists them
     model_options: dict = field(default_factory=dict)  # of the model, as in n_codes=8
-    backbone: str = 'tiny'         # one that `ctxseg models` lists, or a network of timm
+    backbone: str = 'tiny'  # one that `ctxseg models` lists, or a network of timm
     backbone_options: dict = field(default_factory=dict)  # of the backbone, as in output_stride=16
-    weights: str | None = None     # of the backbone: imagenet; or, of squeezenet1_0 and vgg16_fc6, a safetensors file
-    aux: bool = False              # an auxiliary FCN head on the stage before the last, in training
+    weights: str | None = None  # of the backbone: imagenet; or, of squeezenet1_0 and vgg16_fc6, a safetensors file
+    aux: bool = False  # an auxiliary FCN head on the stage before the last, in training
     opt: Literal['adamw', 'sgd'] = 'adamw'  # optimiser; sgd is that of the papers
-    lr: Rate = 4e-3                # learning rate at the top of a cycle, or at the start of the other schedules
-    head_lr: Rate | None = None    # the head's learning rate as a multiple of the backbone's; 10 with sgd, 1 with adamw where not given
+    lr: Rate = 4e-3  # learning rate at the top of a cycle, or at the start of the other schedules
+    head_lr: Rate | None = (
+        None  # the head's learning rate as a multiple of the backbone's; 10 with sgd, 1 with adamw where not given
+    )
     momentum: Momentum | None = None  # the optimiser's own where not given, which a cycle varies
     weight_decay: Share | None = None  # the optimiser's own where not given
     schedule: Literal['cycle', 'poly'] = 'cycle'  # of the learning rate: one cycle, or a fall with power 0.9
-    epochs: Count = 25             # passes over the training pictures
-    bs: Count = 16                 # pictures a batch, over all processes
-    accumulate: Count = 1          # batches to a step
+    epochs: Count = 25  # passes over the training pictures
+    bs: Count = 16  # pictures a batch, over all processes
+    accumulate: Count = 1  # batches to a step
     class_weights: Literal['sqrt'] | None = 'sqrt'  # in the loss: 1/sqrt(frequency), or none
-    pairs_per_step: Annotated[int, Limits(1, 10**9)] | None = None  # of deepcrf: pairs to a step of its pairwise networks, where these learn asynchronously
-    seed: Seed = 0                 # of weights, order and augmentation
+    pairs_per_step: Annotated[int, Limits(1, 10**9)] | None = (
+        None  # of deepcrf: pairs to a step of its pairwise networks, where these learn asynchronously
+    )
+    seed: Seed = 0  # of weights, order and augmentation
     precision: Literal['fp16', 'bf16'] | None = None  # for mixed precision
-    channels_last: bool = False    # channels beside each other in memory
-    compile: str | None = None     # backend of torch.compile, inductor say
+    channels_last: bool = False  # channels beside each other in memory
+    compile: str | None = None  # backend of torch.compile, inductor say
 
     def __post_init__(self) -> None:
         hints = get_type_hints(TrainConfig, include_extras=True)
-        for f in fields(TrainConfig): object.__setattr__(self, f.name, read_field(f.name, hints[f.name], getattr(self, f.name)))
+        for f in fields(TrainConfig):
+            object.__setattr__(self, f.name, read_field(f.name, hints[f.name], getattr(self, f.name)))
         for name in ('data_options', 'model_options', 'backbone_options'):
-            try: json.dumps(getattr(self, name))
-            except TypeError as e: raise ValueError(f'{name}: expected what JSON can hold ({e})') from None
+            try:
+                json.dumps(getattr(self, name))
+            except TypeError as e:
+                raise ValueError(f'{name}: expected what JSON can hold ({e})') from None
         self._check_use()
 
     def _check_use(self) -> None:
         "Raise `ValueError` for values that would be ignored"
-        if self.scale and self.scale[0] > self.scale[1]: raise ValueError(f'scale: expected two numbers, the smaller first, found {self.scale}')
+        if self.scale and self.scale[0] > self.scale[1]:
+            raise ValueError(f'scale: expected two numbers, the smaller first, found {self.scale}')
         for name in ('scale', 'rotate', 'jitter'):
-            if getattr(self, name) and not self.crop: raise ValueError(f'{name}: applies to random crops only, and crop is not given')
-        if self.pairs_per_step and self.model != 'deepcrf': raise ValueError(f'pairs_per_step: applies to the model deepcrf only, found {self.model}')
-        if self.data != 'scenes': return
+            if getattr(self, name) and not self.crop:
+                raise ValueError(f'{name}: applies to random crops only, and crop is not given')
+        if self.pairs_per_step and self.model != 'deepcrf':
+            raise ValueError(f'pairs_per_step: applies to the model deepcrf only, found {self.model}')
+        if self.data != 'scenes':
+            return
         for name, default in (('train_split', 'train'), ('valid_split', 'val')):
-            if getattr(self, name) != default: raise ValueError(f'{name}: the embedded scenes have no splits')
+            if getattr(self, name) != default:
+                raise ValueError(f'{name}: the embedded scenes have no splits')
         height, width = self.picture_size
-        if height != width: raise ValueError(f'size: expected one number, as scenes are square, found {height},{width}')
-        if not 16 <= height <= 1024: raise ValueError(f'size: expected a number from 16 to 1024 for scenes, found {height}')
-        if wrong := [k for k in self.data_options if k != 'kinds']: raise ValueError(f'data_options: {wrong[0]} is not for scenes, whose only option is kinds')
+        if height != width:
+            raise ValueError(f'size: expected one number, as scenes are square, found {height},{width}')
+        if not 16 <= height <= 1024:
+            raise ValueError(f'size: expected a number from 16 to 1024 for scenes, found {height}')
+        if wrong := [k for k in self.data_options if k != 'kinds']:
+            raise ValueError(f'data_options: {wrong[0]} is not for scenes, whose only option is kinds')
 
     @property
     def picture_size(self) -> tuple[int, int] | None:
@@ -163,12 +206,17 @@ class TrainConfig:
 # %% ../../nbs/training/60_config.ipynb #5579efa3
 def varied(
     config: Any,  # a dataclass: a `TrainConfig`, say
-    **changes,    # field → value, or the word for it; a dictionary changes the entries that it has
+    **changes,  # field → value, or the word for it; a dictionary changes the entries that it has
 ) -> Any:  # of the same class
-    "A configuration with other values. Raises `ValueError` for a name that is no field, and for what a field does not take"
-    hints, values = get_type_hints(type(config), include_extras=True), {f.name: getattr(config, f.name) for f in fields(config)}
+    """A configuration with other values. Raises `ValueError` for a name that is no field, and for what a field does
+    not take"""
+    hints, values = (
+        get_type_hints(type(config), include_extras=True),
+        {f.name: getattr(config, f.name) for f in fields(config)},
+    )
     for name, value in changes.items():
-        if name not in values: raise ValueError(f'{type(config).__name__} has no field {name!r}; there are {", ".join(values)}')
+        if name not in values:
+            raise ValueError(f'{type(config).__name__} has no field {name!r}; there are {", ".join(values)}')
         value = read_field(name, hints[name], value)
         values[name] = values[name] | value if isinstance(value, dict) else value
     return type(config)(**values)

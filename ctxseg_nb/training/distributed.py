@@ -4,17 +4,23 @@
 
 # %% ../../nbs/training/58_distributed.ipynb #5931a64f
 from __future__ import annotations
-import operator, os
+
+import operator
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial, reduce
 from itertools import chain
-import numpy as np, torch, torch.distributed as dist
+
+import numpy as np
+import torch
+import torch.distributed as dist
 from fastai.basics import AvgLoss, AvgMetric, Callback, DataLoader, Learner, get_model, num_distrib, set_seed, to_detach
 from fastai.callback.core import GatherPredsCallback
 from fastai.metrics import AccumMetric
 from fastcore.basics import chunked
 from torch.nn.parallel import DistributedDataParallel
+
 from .syncbn import convert_sync_bn
 
 # %% auto #0
@@ -23,54 +29,67 @@ __all__ = ['ShardedDL', 'ShardedTraining', 'distributed']
 # %% ../../nbs/training/58_distributed.ipynb #6b1f3a90
 class ShardedDL:
     "What one of `n` ranks reads of a loader: in training its share of each batch, else every n-th piece of it all"
-    def __init__(self,
+
+    def __init__(
+        self,
         dl: DataLoader,  # fastai's, with a generator in the same state on all ranks; its batches are those of all ranks
-        rank: int,       # 0 to n-1
-        n: int,          # ranks
+        rank: int,  # 0 to n-1
+        n: int,  # ranks
         training: bool,  # does every rank need a share of every batch?
     ) -> None:
         if n > 1 and not isinstance(dl, DataLoader):
-            raise ValueError('distributed: expected a DataLoader of fastai, '
-                             f'found {type(dl).__module__}.{type(dl).__name__}')
+            raise ValueError(
+                f'distributed: expected a DataLoader of fastai, found {type(dl).__module__}.{type(dl).__name__}'
+            )
         self.dl, self.rank, self.n, self.training = dl, rank, n, training
 
-    def batches(self,
+    def batches(
+        self,
         indices: Sequence[int],  # of the pictures, in the order of all batches
-    ) -> list[list[int]]:        # of the pictures in each batch of this rank
+    ) -> list[list[int]]:  # of the pictures in each batch of this rank
         "This rank's batches. Raises `ValueError` for training batches with fewer pictures than ranks"
         whole = list(chunked(indices, self.dl.bs, self.dl.drop_last))
-        if not self.training: return list(chunked(chain(*whole), -(-self.dl.bs//self.n)))[self.rank::self.n]
+        if not self.training:
+            return list(chunked(chain(*whole), -(-self.dl.bs // self.n)))[self.rank :: self.n]
         smallest = min(map(len, whole), default=self.n)
         if smallest < self.n:
-            raise ValueError(f'a batch of {smallest} for {self.n} processes: expected one picture or more for each '
-                             'in every batch')
+            raise ValueError(
+                f'a batch of {smallest} for {self.n} processes: expected one picture or more for each in every batch'
+            )
         return [np.array_split(batch, self.n)[self.rank].tolist() for batch in whole]
 
-    def __len__(self) -> int: return len(self.dl) if self.n == 1 else len(self.batches(range(self.dl.n)))
-    def __getattr__(self, name: str): return getattr(self.dl, name)
+    def __len__(self) -> int:
+        return len(self.dl) if self.n == 1 else len(self.batches(range(self.dl.n)))
+
+    def __getattr__(self, name: str):
+        return getattr(self.dl, name)
 
     def to_detach(self, b: object, cpu: bool = True, gather: bool = True) -> object:
         "As fastai's, but never gathered: ranks have different numbers of pictures"
         return to_detach(b, cpu, gather=False)
 
     def __iter__(self) -> Iterator:
-        if self.n == 1: return iter(self.dl)
+        if self.n == 1:
+            return iter(self.dl)
         self.dl.randomize()
         batches = self.batches(self.dl.get_idxs())
-        if not batches: return iter(())
+        if not batches:
+            return iter(())
         mine = partial(list, sum(batches, []))
         return iter(self.dl.new(get_idxs=mine, bs=len(batches[0]), shuffle=False, drop_last=False))
 
 # %% ../../nbs/training/58_distributed.ipynb #51c09e1b
 def _gathered(value) -> list:
     "`value` of all ranks"
-    values = [None]*dist.get_world_size()
+    values = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
 
+
 class ShardedTraining(Callback):
     "Train on all ranks what one process would train; made by `distributed`"
-    order = 11   # behind mixed precision, before those who look at model and loaders
+
+    order = 11  # behind mixed precision, before those who look at model and loaders
 
     def before_fit(self) -> None:
         self._synchronise_start()
@@ -80,29 +99,39 @@ class ShardedTraining(Callback):
 
     def _synchronise_start(self):
         "Weights, statistics and the order of pictures are those of rank 0; all other random numbers differ by rank"
-        for t in self.model.state_dict().values(): dist.broadcast(t, 0)
+        for t in self.model.state_dict().values():
+            dist.broadcast(t, 0)
         states = _gathered([dl.rng.getstate() for dl in self.dls.loaders])[0]
-        for dl, state in zip(self.dls.loaders, states): dl.rng.setstate(state)
-        if dist.get_rank(): set_seed(torch.randint(2**31, ()).item() + dist.get_rank())
+        for dl, state in zip(self.dls.loaders, states):
+            dl.rng.setstate(state)
+        if dist.get_rank():
+            set_seed(torch.randint(2**31, ()).item() + dist.get_rank())
 
-    def before_train(self) -> None: self._shard(dist.get_rank(), dist.get_world_size(), training=True)
+    def before_train(self) -> None:
+        self._shard(dist.get_rank(), dist.get_world_size(), training=True)
 
     def before_validate(self) -> None:
-        gathers = any(isinstance(cb, GatherPredsCallback) for cb in self.learn.cbs)   # `get_preds`
-        if gathers: self._shard(0, 1, training=False)   # every rank gets all predictions
-        else: self._shard(dist.get_rank(), dist.get_world_size(), training=False)
+        gathers = any(isinstance(cb, GatherPredsCallback) for cb in self.learn.cbs)  # `get_preds`
+        if gathers:
+            self._shard(0, 1, training=False)  # every rank gets all predictions
+        else:
+            self._shard(dist.get_rank(), dist.get_world_size(), training=False)
 
-    def _shard(self, rank, n, training): self.learn.dl = ShardedDL(self.dl, rank, n, training)
+    def _shard(self, rank, n, training):
+        self.learn.dl = ShardedDL(self.dl, rank, n, training)
 
     def after_validate(self) -> None:
         "Give fastai's metrics what the other ranks have counted; those of this library sum over ranks by themselves"
         for metric in [self.recorder.loss, *self.learn.metrics]:
-            if not isinstance(metric, (AvgLoss, AvgMetric, AccumMetric)): continue
-            for name in ('total', 'count', 'preds', 'targs'):   # in the same order on all ranks
-                if not hasattr(metric, name): continue
+            if not isinstance(metric, (AvgLoss, AvgMetric, AccumMetric)):
+                continue
+            for name in ('total', 'count', 'preds', 'targs'):  # in the same order on all ranks
+                if not hasattr(metric, name):
+                    continue
                 setattr(metric, name, reduce(operator.add, _gathered(getattr(metric, name))))
 
-    def after_fit(self) -> None: self.learn.model = get_model(self.model)
+    def after_fit(self) -> None:
+        self.learn.model = get_model(self.model)
 
 # %% ../../nbs/training/58_distributed.ipynb #28fb13d2
 @contextmanager
@@ -118,7 +147,8 @@ def distributed(
     if gpu:
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
         learn.dls.to(torch.device('cuda', torch.cuda.current_device()))
-    if own: dist.init_process_group('nccl' if gpu else 'gloo')
+    if own:
+        dist.init_process_group('nccl' if gpu else 'gloo')
     convert_sync_bn(learn.model, kind='torch' if gpu else 'once')
     with ExitStack() as stack:
         if dist.get_rank():
@@ -127,4 +157,5 @@ def distributed(
         stack.enter_context(learn.added_cbs(ShardedTraining()))
         yield learn
     dist.barrier()
-    if own: dist.destroy_process_group()
+    if own:
+        dist.destroy_process_group()

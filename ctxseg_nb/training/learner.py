@@ -4,20 +4,44 @@
 
 # %% ../../nbs/training/55_learner.ipynb #8c20cdc9
 from __future__ import annotations
-import math, sys
+
+import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
 from itertools import islice
-import numpy as np, torch, torch.distributed as dist
-from fastai.vision.all import *
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torch.distributed as dist
+from fastai.vision.all import (
+    SGD,
+    Adam,
+    Callback,
+    CancelBatchException,
+    ChannelsLast,
+    L,
+    Learner,
+    MixedPrecision,
+    ParamScheduler,
+    Recorder,
+    delegates,
+    noop,
+    patch,
+    rank_distrib,
+    warnings,
+)
 from fastcore.basics import IN_NOTEBOOK
-from ..core import tune_malloc, progress
+from torch import nn
+
+from ..core import progress, tune_malloc
 from ..data.dataset import missing_classes
+from ..evaluation.metrics import segmentation_metrics
 from ..evaluation.sliding_window import Predictor
 from ..models.segmentor import create_model, param_groups, set_training_progress
 from .losses import SegmentationLoss, class_weights, count_labels
-from ..evaluation.metrics import segmentation_metrics
 
 # %% auto #0
 __all__ = ['OPTIMISERS', 'poly', 'head_lr_multiplier', 'training_counts', 'LossTermRecorder', 'TrainingProgress', 'StepProgress',
@@ -26,59 +50,75 @@ __all__ = ['OPTIMISERS', 'poly', 'head_lr_multiplier', 'training_counts', 'LossT
 
 # %% ../../nbs/training/55_learner.ipynb #3c109700
 def poly(
-    t,             # step, 0..T
-    T,             # number of steps
+    t,  # step, 0..T
+    T,  # number of steps
     power: float = 0.9,  # 1 is a straight line to zero
 ) -> float:  # factor of the learning rate, 1..0
     "The share of the learning rate at step `t` of `T`: (1 - t/T)^power (Liu et al. 2016, ParseNet)"
-    return max(0., 1 - t/T)**power
+    return max(0.0, 1 - t / T) ** power
 
 # %% ../../nbs/training/55_learner.ipynb #32b9d1e7
 def _scaled(step):
     "`step` of a fastai optimiser at the rate `lr*lr_mult`"
+
     @wraps(step)
-    def inner(p, lr, lr_mult=1., **hypers): return step(p, lr=lr*lr_mult, **hypers)
+    def inner(p, lr, lr_mult=1.0, **hypers):
+        return step(p, lr=lr * lr_mult, **hypers)
+
     return inner
 
+
 def head_lr_multiplier(
-    opt_func,         # fastai optimiser: `SGD`, `Adam`, a `partial` of one
-    head_lr: float,   # rate of the last group of parameters, as a multiple of that of the others
+    opt_func,  # fastai optimiser: `SGD`, `Adam`, a `partial` of one
+    head_lr: float,  # rate of the last group of parameters, as a multiple of that of the others
 ) -> Callable:
     "`opt_func` whose last group of parameters learns `head_lr` times as fast"
+
     def make(params, **kwargs):
         opt = opt_func(params, **kwargs)
         opt.cbs = opt.cbs.map(_scaled)
-        opt.set_hyper('lr_mult', [1.]*(len(opt.param_lists) - 1) + [head_lr])
+        opt.set_hyper('lr_mult', [1.0] * (len(opt.param_lists) - 1) + [head_lr])
         return opt
+
     return make
 
 # %% ../../nbs/training/55_learner.ipynb #585d2027
-OPTIMISERS = dict(adamw=dict(opt_func=Adam, lr=4e-3, head_lr=1, wd_bn_bias=False),
-               sgd=dict(opt_func=partial(SGD, mom=.9, wd=1e-4, decouple_wd=False), lr=1e-2, head_lr=10, wd_bn_bias=True))
+OPTIMISERS = dict(
+    adamw=dict(opt_func=Adam, lr=4e-3, head_lr=1, wd_bn_bias=False),
+    sgd=dict(opt_func=partial(SGD, mom=0.9, wd=1e-4, decouple_wd=False), lr=1e-2, head_lr=10, wd_bn_bias=True),
+)
 
 # %% ../../nbs/training/55_learner.ipynb #64a029a6
 def training_counts(
-    dls,             # `DataLoaders` of (picture, mask)
+    dls,  # `DataLoaders` of (picture, mask)
     n_classes: int,  # K
-    n: int = 256,    # masks to look at
+    n: int = 256,  # masks to look at
 ) -> torch.Tensor:  # (K,) long, pixels of each class
-    "Pixels of each class in an even sample of the training masks; warns of classes that have none. Raises `ValueError` where there is only one class to learn, or none"
+    """Pixels of each class in an even sample of the training masks; warns of classes that have none. Raises
+    `ValueError` where there is only one class to learn, or none"""
     ds, sizes = dls.train_ds, []
     mask = ds.tls[1].__getitem__ if hasattr(ds, 'tls') else lambda i: ds[i][1]
+
     def labels(i):
         found = mask(i)
         sizes.append(int(np.prod(np.shape(found))))
         return found
+
     picks = np.linspace(0, len(ds) - 1, min(n, len(ds))).round().astype(int)
     counts = count_labels(map(labels, picks.tolist()), n_classes)
     names = getattr(dls, 'vocab', None) or [f'{k}' for k in range(n_classes)]
-    missing = missing_classes(counts, sum(sizes) - int(counts.sum()), names, f'{len(picks)} of {len(ds)} training masks')
-    if missing: warnings.warn(missing)
+    missing = missing_classes(
+        counts, sum(sizes) - int(counts.sum()), names, f'{len(picks)} of {len(ds)} training masks'
+    )
+    if missing:
+        warnings.warn(missing)
     return counts
 
 # %% ../../nbs/training/55_learner.ipynb #97567e09
 class LossTermRecorder(Callback):
-    "Collect each value of a `SegmentationLoss` at every training step in `recorder.loss_values`, {name: list of numbers}"
+    """Collect each value of a `SegmentationLoss` at every training step in `recorder.loss_values`, {name: list of
+    numbers}"""
+
     run_valid = False
 
     def before_fit(self) -> None:
@@ -86,16 +126,20 @@ class LossTermRecorder(Callback):
 
     def after_loss(self) -> None:
         values = getattr(self.loss_func, 'values', None)
-        if values: self.pending.append(torch.stack([v.float() for v in values.values()]))
+        if values:
+            self.pending.append(torch.stack([v.float() for v in values.values()]))
 
     def after_train(self) -> None:
-        if not self.pending: return
+        if not self.pending:
+            return
         rows = torch.stack([v.to(self.pending[-1].device) for v in self.pending]).tolist()
-        for name, column in zip(self.loss_func.values, zip(*rows)): self.terms.setdefault(name, []).extend(column)
+        for name, column in zip(self.loss_func.values, zip(*rows)):
+            self.terms.setdefault(name, []).extend(column)
         self.pending = []
 
     def after_fit(self) -> None:
-        if self.terms: self.recorder.loss_values = self.terms
+        if self.terms:
+            self.recorder.loss_values = self.terms
 
     def state_dict(self) -> dict:
         "For a checkpoint"
@@ -107,18 +151,24 @@ class LossTermRecorder(Callback):
 
 # %% ../../nbs/training/55_learner.ipynb #b4b1b932
 class TrainingProgress(Callback):
-    "Tell all parts of the model that have `training_progress`, before every training step, how much of the training is done, 0 to 1"
+    """Tell all parts of the model that have `training_progress`, before every training step, how much of the
+    training is done, 0 to 1"""
+
     run_valid = False
-    def before_batch(self) -> None: set_training_progress(self.model, self.pct_train)
+
+    def before_batch(self) -> None:
+        set_training_progress(self.model, self.pct_train)
 
 # %% ../../nbs/training/55_learner.ipynb #5e0c1d02
 class StepProgress(Callback):
     "A bar over all training steps on a terminal, and a line for each epoch through the learner's `logger`"
-    order, run_valid = 60, False   # as fastai's `ProgressCallback`
+
+    order, run_valid = 60, False  # as fastai's `ProgressCallback`
 
     def before_fit(self) -> None:
-        self.bar, self.old_logger = progress(what='steps', total=self.n_epoch*len(self.dls.train)), self.learn.logger
-        if self.old_logger is noop: return
+        self.bar, self.old_logger = progress(what='steps', total=self.n_epoch * len(self.dls.train)), self.learn.logger
+        if self.old_logger is noop:
+            return
         self.learn.logger = self._line
         self._line(self.recorder.metric_names)
 
@@ -127,7 +177,8 @@ class StepProgress(Callback):
         cells = [f'{v:.4f}' if isinstance(v, float) else str(v) for v in values]
         self.bar.write(''.join(f'{c:>{w}}' for c, w in zip(cells, widths)), file=sys.stdout)
 
-    def after_batch(self) -> None: self.bar.update(self.train_iter - self.bar.n)
+    def after_batch(self) -> None:
+        self.bar.update(self.train_iter - self.bar.n)
 
     def after_fit(self) -> None:
         self.bar.close()
@@ -136,30 +187,42 @@ class StepProgress(Callback):
 # %% ../../nbs/training/55_learner.ipynb #5e0c1d03
 @contextmanager
 def steps_shown(learn: Learner) -> Iterator[None]:
-    "Within it, `fit` shows its progress by `StepProgress` in place of fastai's bar; in a notebook and on other processes than the first as fastai does"
+    """Within it, `fit` shows its progress by `StepProgress` in place of fastai's bar; in a notebook and on other
+    processes than the first as fastai does"""
     if IN_NOTEBOOK or rank_distrib():
         yield
         return
-    with learn.no_bar(), learn.added_cbs(StepProgress()): yield
+    with learn.no_bar(), learn.added_cbs(StepProgress()):
+        yield
 
 # %% ../../nbs/training/55_learner.ipynb #f637711b
 @patch
-def plot_loss_values(self: Recorder,
+def plot_loss_values(
+    self: Recorder,
     ax=None,  # matplotlib axes; new ones where not given
 ):
     "Draw the value of each term of the loss, unweighted, over the steps of the last fit"
     ax = ax or plt.subplots(figsize=(5, 2.5))[1]
-    for name, values in self.loss_values.items(): ax.plot(values, label=name)
+    for name, values in self.loss_values.items():
+        ax.plot(values, label=name)
     ax.set(xlabel='step', ylabel='loss')
     ax.legend(frameon=False, fontsize=8)
     return ax
 
 # %% ../../nbs/training/55_learner.ipynb #4ad9e1c8
 class _Groups:
-    "The batches of `dl`, read `n` at a time; `begin(group)` is called before the first of each, `turn(i, last)` before each"
-    def __init__(self, dl, n: int, begin, turn): self.dl, self.n, self.begin, self.turn = dl, n, begin, turn
-    def __len__(self): return len(self.dl)
-    def __getattr__(self, k): return getattr(self.dl, k)
+    """The batches of `dl`, read `n` at a time; `begin(group)` is called before the first of each, `turn(i, last)`
+    before each"""
+
+    def __init__(self, dl, n: int, begin, turn):
+        self.dl, self.n, self.begin, self.turn = dl, n, begin, turn
+
+    def __len__(self):
+        return len(self.dl)
+
+    def __getattr__(self, k):
+        return getattr(self.dl, k)
+
     def __iter__(self):
         batches = iter(self.dl)
         while group := list(islice(batches, self.n)):
@@ -167,111 +230,151 @@ class _Groups:
             for i in range(len(group)):
                 self.turn(i, i == len(group) - 1)
                 yield group[i]
-                group[i] = None   # so that its memory is free again
+                group[i] = None  # so that its memory is free again
 
 # %% ../../nbs/training/55_learner.ipynb #f90a3b6d
 class AccumulateGradients(Callback):
-    "A step of the optimiser after every `n` batches, and at the end of an epoch, with the gradient of one batch of them all"
-    order, run_valid, run_options = 45, False, ('n',)   # behind those who share out the batches of several processes, before the recorder
-    def __init__(self,
+    """A step of the optimiser after every `n` batches, and at the end of an epoch, with the gradient of one batch of
+    them all"""
+
+    order, run_valid, run_options = (
+        45,
+        False,
+        ('n',),
+    )  # behind those who share out the batches of several processes, before the recorder
+
+    def __init__(
+        self,
         n: int,  # batches to a step
     ) -> None:
-        if n < 1: raise ValueError(f'accumulate: expected 1 batch or more, found {n}')
+        if n < 1:
+            raise ValueError(f'accumulate: expected 1 batch or more, found {n}')
         self.n = n
 
     def before_fit(self) -> None:
         "Raises `ValueError` where an epoch has too few batches or the loss does not count"
         batches = len(self.dls.train)
-        if self.n > batches: raise ValueError(f'accumulate: expected at most the {batches} batches of an epoch, found {self.n}')
+        if self.n > batches:
+            raise ValueError(f'accumulate: expected at most the {batches} batches of an epoch, found {self.n}')
         if not isinstance(self.loss_func, SegmentationLoss):
             raise ValueError(f'accumulate: expected a SegmentationLoss, found {type(self.loss_func).__name__}')
-        self.progress = 0.
-        self.opt.zero_grad()   # of a fit that was broken off in the middle of a group
+        self.progress = 0.0
+        self.opt.zero_grad()  # of a fit that was broken off in the middle of a group
 
-    def state_dict(self) -> dict: return dict(progress=self.progress)
-    def load_state_dict(self, state: dict) -> None: self.progress = state['progress']
+    def state_dict(self) -> dict:
+        return dict(progress=self.progress)
 
-    def before_train(self) -> None: self.learn.dl = _Groups(self.dl, self.n, self._count, self._turn)
+    def load_state_dict(self, state: dict) -> None:
+        self.progress = state['progress']
+
+    def before_train(self) -> None:
+        self.learn.dl = _Groups(self.dl, self.n, self._count, self._turn)
 
     def _count(self, group):
-        counts = torch.stack([self.loss_func.counts(b[-1]) for b in group])   # (n, terms)
-        if dist.is_available() and dist.is_initialized(): dist.all_reduce(counts)
+        counts = torch.stack([self.loss_func.counts(b[-1]) for b in group])  # (n, terms)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(counts)
         total = counts.sum(0)
-        self.shares = counts/total.where(total > 0, 1)
+        self.shares = counts / total.where(total > 0, 1)
 
-    def _turn(self, i, last): self.i, self.last = i, last
+    def _turn(self, i, last):
+        self.i, self.last = i, last
 
     def before_batch(self) -> None:
-        if self.i == 0: self.progress = self.pct_train
-        else: set_training_progress(self.model, self.progress)   # of the step, not of the batch
+        if self.i == 0:
+            self.progress = self.pct_train
+        else:
+            set_training_progress(self.model, self.progress)  # of the step, not of the batch
 
     def after_pred(self) -> None:
         names = 'pixel', *[term.name for term in self.loss_func.terms]
         self.loss_func.next_batch(dict(zip(names, self.shares[self.i])), first=self.i == 0, last=self.last)
 
-    def after_loss(self) -> None: self.learn.loss = self.loss_func.total(self.loss_func.values)   # as it is without shares
+    def after_loss(self) -> None:
+        self.learn.loss = self.loss_func.total(self.loss_func.values)  # as it is without shares
 
     def after_backward(self) -> None:
-        if not self.last: raise CancelBatchException   # no clipping, no step, and the gradients stay
+        if not self.last:
+            raise CancelBatchException  # no clipping, no step, and the gradients stay
 
 # %% ../../nbs/training/55_learner.ipynb #0d7be592
 class CheckFinite(Callback):
     "Raise `ValueError` where the loss of a training step, or a weight after an epoch, is nan or infinite"
-    order, run_valid = 80, False   # after the optimiser, before a checkpoint
-    def __init__(self,
-        every: int = 50,  # steps between two looks at the losses
-    ): self.every = every
 
-    def before_fit(self) -> None: self.losses, self.run = [], not hasattr(self.learn, 'lr_finder')   # which goes on until the loss explodes
+    order, run_valid = 80, False  # after the optimiser, before a checkpoint
+
+    def __init__(
+        self,
+        every: int = 50,  # steps between two looks at the losses
+    ):
+        self.every = every
+
+    def before_fit(self) -> None:
+        self.losses, self.run = [], not hasattr(self.learn, 'lr_finder')  # which goes on until the loss explodes
+
     def after_batch(self) -> None:
         self.losses.append(self.loss.detach())
-        if len(self.losses) == self.every: self._look()
+        if len(self.losses) == self.every:
+            self._look()
 
     def after_train(self) -> None:
         self._look()
         weights = [p for p in self.model.parameters() if p.is_floating_point()]
         if not torch.stack([p.detach().isfinite().all() for p in weights]).all():
-            raise ValueError(f'the training ends after step {self.train_iter}, whose weights are not finite; a lower learning rate may help')
+            raise ValueError(
+                f'the training ends after step {self.train_iter}, whose weights are not finite; a lower learning '
+                'rate may help'
+            )
 
     def _look(self):
         losses, self.losses = torch.stack(self.losses).tolist() if self.losses else [], []
         for i, loss in enumerate(losses):
             if not math.isfinite(loss):
-                raise ValueError(f'the training ends: the loss of step {self.train_iter - len(losses) + i + 1} is {loss}; a lower learning rate may help')
+                raise ValueError(
+                    f'the training ends: the loss of step {self.train_iter - len(losses) + i + 1} is {loss}; a lower '
+                    'learning rate may help'
+                )
 
 # %% ../../nbs/training/55_learner.ipynb #6ad2578e
 class DeviceMixedPrecision(MixedPrecision):
     "fastai's mixed precision, on a CPU too: there bfloat16 autocast without scaling"
+
     def before_fit(self) -> None:
-        if next(self.model.parameters()).device.type != 'cpu': return super().before_fit()
+        if next(self.model.parameters()).device.type != 'cpu':
+            return super().before_fit()
         self.autocast = torch.autocast('cpu', torch.bfloat16)
         self.learn.scaler, self.scales = torch.amp.GradScaler('cpu', enabled=False), L()
 
 # %% ../../nbs/training/55_learner.ipynb #5e91ab08
 class _PredictorModule(nn.Module):
     "A predictor in the place of a learner's model"
+
     def __init__(self, predictor):
         super().__init__()
-        self.predictor, self.model = predictor, predictor.model   # whose parameters the learner asks for
+        self.predictor, self.model = predictor, predictor.model  # whose parameters the learner asks for
 
-    def forward(self, x): return self.predictor(x)
+    def forward(self, x):
+        return self.predictor(x)
 
 # %% ../../nbs/training/55_learner.ipynb #5e91ab07
 class SegmentationLearner(Learner):
     "A fastai `Learner` with what segmentation needs beside it"
+
     @delegates(Learner.fit)
-    def fit_poly(self,
-        n_epoch: int,         # epochs
-        lr=None,              # initial rate: a number, or a slice or list over the groups
-        power: float = 0.9,   # of the time that is left
-        cbs=None,             # more callbacks
-        **kwargs
+    def fit_poly(
+        self,
+        n_epoch: int,  # epochs
+        lr=None,  # initial rate: a number, or a slice or list over the groups
+        power: float = 0.9,  # of the time that is left
+        cbs=None,  # more callbacks
+        **kwargs,
     ) -> None:
         "Fit with the rate `lr*poly(t, T)`, as the papers do"
-        if self.opt is None: self.create_opt()
+        if self.opt is None:
+            self.create_opt()
         self.opt.set_hyper('lr', self.lr if lr is None else lr)
         lr = np.array([h['lr'] for h in self.opt.hypers])
-        self.fit(n_epoch, cbs=L(ParamScheduler({'lr': lambda s: lr*poly(s, 1, power)})) + L(cbs), **kwargs)
+        self.fit(n_epoch, cbs=L(ParamScheduler({'lr': lambda s: lr * poly(s, 1, power)})) + L(cbs), **kwargs)
 
     @delegates(DeviceMixedPrecision.__init__)
     def to_fp16(self, **kwargs) -> Learner:
@@ -282,80 +385,121 @@ class SegmentationLearner(Learner):
         "Mixed precision with bfloat16"
         return self.add_cb(DeviceMixedPrecision('bf16'))
 
-    def tta(self,
-        ds_idx: int = 1,    # pictures: 1 of validation, 0 of training
-        dl=None,            # pictures in place of those
+    def tta(
+        self,
+        ds_idx: int = 1,  # pictures: 1 of validation, 0 of training
+        dl=None,  # pictures in place of those
         scales: tuple[float, ...] = (1,),  # factors of the pictures' size
         flip: bool = True,  # also the mirror image at every scale?
-        **options,          # of the `Predictor`: `crop`, `stride`, `average`, `fill`, `batch_size`, `size`, `flip_labels`
-    ) -> tuple:  # probabilities (n, K, H, W), or logits where `average` says so, and masks (n, H, W), as from `get_preds`
-        "Mean over scales and mirror images, each brought back onto the picture; left and right change places as `dls.info` says"
+        **options,  # of the `Predictor`: `crop`, `stride`, `average`, `fill`, `batch_size`, `size`, `flip_labels`
+    ) -> (
+        tuple
+    ):  # probabilities (n, K, H, W), or logits where `average` says so, and masks (n, H, W), as from `get_preds`
+        """Mean over scales and mirror images, each brought back onto the picture; left and right change places as
+        `dls.info` says"""
         info = getattr(self.dls, 'info', None)
         options = dict(flip_labels=info and info.flip_labels) | options
-        if dl is None: dl = self.dls[ds_idx].new(shuffle=False, drop_last=False)
+        if dl is None:
+            dl = self.dls[ds_idx].new(shuffle=False, drop_last=False)
         model, self.model = self.model, _PredictorModule(Predictor(self.model, scales, flip, **options))
         try:
-            with dl.dataset.set_split_idx(1): return self.get_preds(dl=dl, act=noop)
-        finally: self.model = model
+            with dl.dataset.set_split_idx(1):
+                return self.get_preds(dl=dl, act=noop)
+        finally:
+            self.model = model
 
 # %% ../../nbs/training/55_learner.ipynb #5efb9f4e
 def _recipe(opt):
-    if opt not in OPTIMISERS: raise ValueError(f'opt: expected one of {sorted(OPTIMISERS)}, found {opt!r}')
+    if opt not in OPTIMISERS:
+        raise ValueError(f'opt: expected one of {sorted(OPTIMISERS)}, found {opt!r}')
     return OPTIMISERS[opt]
+
 
 def _card(dls):
     info = getattr(dls, 'info', None)
-    if info is None: raise ValueError('dls: expected DataLoaders with `info` (see segmentation_dls), found none')
+    if info is None:
+        raise ValueError('dls: expected DataLoaders with `info` (see segmentation_dls), found none')
     return info
 
+
 def _model(model, n_classes, backbone, compile, options):
-    if isinstance(model, str): model = create_model(model, n_classes, backbone=backbone, **options)
-    elif options: raise ValueError(f'options {sorted(options)} are for models made by name, found a {type(model).__name__}')
-    if compile is None: return model
+    if isinstance(model, str):
+        model = create_model(model, n_classes, backbone=backbone, **options)
+    elif options:
+        raise ValueError(f'options {sorted(options)} are for models made by name, found a {type(model).__name__}')
+    if compile is None:
+        return model
     known = torch.compiler.list_backends(exclude_tags=())
-    if compile not in known: raise ValueError(f'compile: expected one of {", ".join(known)}, found {compile!r}')
+    if compile not in known:
+        raise ValueError(f'compile: expected one of {", ".join(known)}, found {compile!r}')
     model.compile(backend=compile)
     return model
 
+
 def _rate(name, rate, default):
     "A learning rate or a multiple of one. Raises `ValueError` for a negative number, nan and infinity"
-    if rate is None: return default
-    if isinstance(rate, (int, float)) and not 0 <= rate < float('inf'): raise ValueError(f'{name}: expected a number from 0, found {rate}')
+    if rate is None:
+        return default
+    if isinstance(rate, (int, float)) and not 0 <= rate < float('inf'):
+        raise ValueError(f'{name}: expected a number from 0, found {rate}')
     return rate
 
+
 def _switches(precision, accumulate, channels_last):
-    if precision not in (None, 'fp16', 'bf16'): raise ValueError(f"precision: expected None, 'fp16' or 'bf16', found {precision!r}")
-    cbs = precision and DeviceMixedPrecision(precision), accumulate != 1 and AccumulateGradients(accumulate), channels_last and ChannelsLast()
+    if precision not in (None, 'fp16', 'bf16'):
+        raise ValueError(f"precision: expected None, 'fp16' or 'bf16', found {precision!r}")
+    cbs = (
+        precision and DeviceMixedPrecision(precision),
+        accumulate != 1 and AccumulateGradients(accumulate),
+        channels_last and ChannelsLast(),
+    )
     return [cb for cb in cbs if cb]
 
+
 def _class_weights(weights, dls, n_classes):
-    if isinstance(weights, str) and weights != 'sqrt': raise ValueError(f"weights: expected 'sqrt', None or a tensor, found {weights!r}")
-    counts = training_counts(dls, n_classes)   # whatever the weights: there must be something to learn
+    if isinstance(weights, str) and weights != 'sqrt':
+        raise ValueError(f"weights: expected 'sqrt', None or a tensor, found {weights!r}")
+    counts = training_counts(dls, n_classes)  # whatever the weights: there must be something to learn
     return class_weights(counts) if isinstance(weights, str) else weights
 
 # %% ../../nbs/training/55_learner.ipynb #55d8b6c6
 def segmentation_learner(
-    dls,                # `DataLoaders` with `info`, as `segmentation_dls` gives
-    model='fcn',        # name for `create_model`, or a `Segmentor`
+    dls,  # `DataLoaders` with `info`, as `segmentation_dls` gives
+    model='fcn',  # name for `create_model`, or a `Segmentor`
     backbone: str = 'tiny',  # name for `create_backbone`
     opt: str = 'adamw',  # 'adamw', or 'sgd' as in the papers
-    lr=None,            # default rate of `fit`, `fit_one_cycle` and `fit_poly`; the recipe's where not given
+    lr=None,  # default rate of `fit`, `fit_one_cycle` and `fit_poly`; the recipe's where not given
     head_lr: float | None = None,  # the head's rate as a multiple of the backbone's; 10 with 'sgd', 1 with 'adamw'
-    weights='sqrt',     # class weights: 1/sqrt(frequency) in training, (K,) tensor, or None
-    metrics=None,       # `segmentation_metrics(dls.info)` where not given
-    cbs=None,           # callbacks beside `LossTermRecorder`, `TrainingProgress` and `CheckFinite`
+    weights='sqrt',  # class weights: 1/sqrt(frequency) in training, (K,) tensor, or None
+    metrics=None,  # `segmentation_metrics(dls.info)` where not given
+    cbs=None,  # callbacks beside `LossTermRecorder`, `TrainingProgress` and `CheckFinite`
     precision: str | None = None,  # 'fp16' or 'bf16': mixed precision
     accumulate: int = 1,  # batches to a step
     channels_last: bool = False,  # channels beside each other in memory?
     compile: str | None = None,  # backend of `torch.compile`: 'inductor' is PyTorch's own
-    path=None,          # folder of the learner; that of `dls` where not given
-    **options,          # of the model, to `create_model`
+    path=None,  # folder of the learner; that of `dls` where not given
+    **options,  # of the model, to `create_model`
 ) -> SegmentationLearner:
     "A `SegmentationLearner` with a paper's defaults. Raises `ValueError` for unknown names and data without `info`"
     r, info = _recipe(opt), _card(dls)
     model = _model(model, info.n_classes, backbone, compile, options)
-    cbs = [LossTermRecorder(), TrainingProgress(), CheckFinite(), *_switches(precision, accumulate, channels_last), *L(cbs)]
+    cbs = [
+        LossTermRecorder(),
+        TrainingProgress(),
+        CheckFinite(),
+        *_switches(precision, accumulate, channels_last),
+        *L(cbs),
+    ]
     tune_malloc()
-    return SegmentationLearner(dls, model, SegmentationLoss(model, _class_weights(weights, dls, info.n_classes)),
-                   head_lr_multiplier(r['opt_func'], _rate('head_lr', head_lr, r['head_lr'])), lr=_rate('lr', lr, r['lr']), wd_bn_bias=r['wd_bn_bias'], splitter=param_groups,
-                   metrics=segmentation_metrics(info) if metrics is None else metrics, cbs=cbs, path=path)
+    return SegmentationLearner(
+        dls,
+        model,
+        SegmentationLoss(model, _class_weights(weights, dls, info.n_classes)),
+        head_lr_multiplier(r['opt_func'], _rate('head_lr', head_lr, r['head_lr'])),
+        lr=_rate('lr', lr, r['lr']),
+        wd_bn_bias=r['wd_bn_bias'],
+        splitter=param_groups,
+        metrics=segmentation_metrics(info) if metrics is None else metrics,
+        cbs=cbs,
+        path=path,
+    )

@@ -4,11 +4,14 @@
 
 # %% ../../nbs/training/50_losses.ipynb #31254651
 from __future__ import annotations
+
 from collections.abc import Iterable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+
 from ..core import IGNORE, as_plain_tensor, at_least_float32, check_labels, shared_mean
 from ..models.segmentor import LossTerm
 
@@ -18,14 +21,16 @@ __all__ = ['count_labels', 'class_weights', 'pixel_cross_entropy', 'Segmentation
 # %% ../../nbs/training/50_losses.ipynb #11b7990c
 def count_labels(
     masks: Iterable,  # integer masks: tensors, arrays or PIL images, of any shape
-    n_classes: int,   # K
+    n_classes: int,  # K
     ignore_index: int = IGNORE,  # label of void pixels, not counted
 ) -> torch.Tensor:  # (K,) long, pixels of each class
-    "Pixels of each class in `masks`. Raises `ValueError` naming the label and the mask's position when it is outside 0..K-1 and not void"
+    """Pixels of each class in `masks`. Raises `ValueError` naming the label and the mask's position when it is
+    outside 0..K-1 and not void"""
     counts = torch.zeros(n_classes, dtype=torch.long)
     for i, mask in enumerate(masks):
         m = mask if isinstance(mask, torch.Tensor) else torch.from_numpy(np.array(mask))
-        if m.is_floating_point(): raise ValueError(f'mask {i}: expected integers, found {m.dtype}')
+        if m.is_floating_point():
+            raise ValueError(f'mask {i}: expected integers, found {m.dtype}')
         m = m.as_subclass(torch.Tensor).cpu().flatten().long()
         check_labels(m, n_classes, ignore_index, name=f'mask {i}')
         counts += torch.bincount(m[m != ignore_index], minlength=n_classes)
@@ -33,23 +38,31 @@ def count_labels(
 
 # %% ../../nbs/training/50_losses.ipynb #ee5a89d9
 def class_weights(
-    counts,             # (K,) pixels of each class
+    counts,  # (K,) pixels of each class
     power: float = 0.5,  # a in 1/frequency^a: 0 no weights, 1 all classes alike
-) -> torch.Tensor:  # (K,) float32, mean 1 over the classes that occur; those that don't weigh as much as the rarest that does
+) -> (
+    torch.Tensor
+):  # (K,) float32, mean 1 over the classes that occur; those that don't weigh as much as the rarest that does
     "Weights 1/frequency^power for a weighted cross-entropy"
     counts = torch.as_tensor(counts).double()
     occurs = counts > 0
-    if not occurs.any(): return torch.ones(len(counts))
-    w = counts.where(occurs, counts[occurs].min())**-power
-    return (w/w[occurs].mean()).float()
+    if not occurs.any():
+        return torch.ones(len(counts))
+    w = counts.where(occurs, counts[occurs].min()) ** -power
+    return (w / w[occurs].mean()).float()
 
 # %% ../../nbs/training/50_losses.ipynb #0084960f
 def _check_shapes(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None) -> None:
     if logits.ndim != 4 or logits.shape[:1] + logits.shape[2:] != target.shape or target.is_floating_point():
-        raise ValueError(f'expected logits (B, K, H, W) and integer target (B, H, W), found logits {tuple(logits.shape)} '
-                         f'and target {tuple(target.shape)} of {target.dtype}')
+        raise ValueError(
+            f'expected logits (B, K, H, W) and integer target (B, H, W), found logits {tuple(logits.shape)} '
+            f'and target {tuple(target.shape)} of {target.dtype}'
+        )
     if weight is not None and weight.shape != logits.shape[1:2]:
-        raise ValueError(f'expected a class weight for each of {logits.shape[1]} classes, found weights of shape {tuple(weight.shape)}')
+        raise ValueError(
+            f'expected a class weight for each of {logits.shape[1]} classes, found weights of shape '
+            f'{tuple(weight.shape)}'
+        )
 
 # %% ../../nbs/training/50_losses.ipynb #1c82e105
 def pixel_cross_entropy(
@@ -63,39 +76,54 @@ def pixel_cross_entropy(
     Raises `ValueError` for shapes that don't match and, on the CPU, for labels outside 0..K-1"""
     _check_shapes(logits, target, weight)
     target = target.long()
-    if target.device.type == 'cpu': check_labels(target, logits.shape[1], ignore_index)
+    if target.device.type == 'cpu':
+        check_labels(target, logits.shape[1], ignore_index)
     valid = target != ignore_index
-    ce = F.cross_entropy(at_least_float32(logits), target, ignore_index=ignore_index, reduction='none')  # (B, H, W), 0 at void
+    ce = F.cross_entropy(
+        at_least_float32(logits), target, ignore_index=ignore_index, reduction='none'
+    )  # (B, H, W), 0 at void
     w = valid.to(ce)
-    if weight is not None: w = w*weight.to(ce)[target.where(valid, 0)]
-    if reduction == 'mean': return shared_mean((w*ce).sum(), w.sum())
+    if weight is not None:
+        w = w * weight.to(ce)[target.where(valid, 0)]
+    if reduction == 'mean':
+        return shared_mean((w * ce).sum(), w.sum())
     norm = w.sum((1, 2))
-    return (w*ce).sum((1, 2))/(norm + (norm == 0))
+    return (w * ce).sum((1, 2)) / (norm + (norm == 0))
 
 # %% ../../nbs/training/50_losses.ipynb #16de2160
 class SegmentationLoss(nn.Module):
-    "Pixel cross-entropy plus the loss terms of a model, which then hears of the batch by its hook `after_training_batch`"
-    def __init__(self,
+    """Pixel cross-entropy plus the loss terms of a model, which then hears of the batch by its hook
+    `after_training_batch`"""
+
+    def __init__(
+        self,
         model: nn.Module | None = None,  # a `Segmentor`; the pixel cross-entropy alone where not given
         weight: Iterable[float] | torch.Tensor | None = None,  # (K,) class weights
         ignore_index: int = IGNORE,  # label of void pixels
         terms: Iterable[LossTerm] = (),  # more than the model's own
     ) -> None:
         super().__init__()
-        own, self.after_training_batch = ((), None) if model is None else (model.loss_terms(), model.after_training_batch)
+        own, self.after_training_batch = (
+            ((), None) if model is None else (model.loss_terms(), model.after_training_batch)
+        )
         self.terms, self.ignore_index, self.reduction = (*own, *terms), ignore_index, 'mean'
-        self.values: dict[str, torch.Tensor] = {}  # of the last call: unweighted value of each term, and what the hook gives
+        self.values: dict[
+            str, torch.Tensor
+        ] = {}  # of the last call: unweighted value of each term, and what the hook gives
         self.next_batch()
         names = ['pixel'] + [term.name for term in self.terms]
-        if len(set(names)) < len(names): raise ValueError(f'the terms of a loss need different names, found {names}')
+        if len(set(names)) < len(names):
+            raise ValueError(f'the terms of a loss need different names, found {names}')
         self.register_buffer('weight', None if weight is None else torch.as_tensor(weight).float())
 
-    def next_batch(self,
+    def next_batch(
+        self,
         shares: dict[str, torch.Tensor] | None = None,  # of each term: factor in the next call
         first: bool = True,  # the first batch of a step of the optimiser?
-        last: bool = True,   # the last one?
+        last: bool = True,  # the last one?
     ) -> None:
-        "Say what the next call is given, where several batches make one step. Without a word, each batch is a step of its own"
+        """Say what the next call is given, where several batches make one step. Without a word, each batch is a step
+        of its own"""
         self.shares, self.first, self.last = shares or {}, first, last
 
     def forward(self, pred: torch.Tensor | dict[str, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
@@ -104,22 +132,26 @@ class SegmentationLoss(nn.Module):
         found = {'pixel': pixel_cross_entropy(logits, target, self.weight, self.ignore_index, self.reduction)}
         noted = {}
         if isinstance(pred, dict):
-            target = target.long()   # of all terms, here once
-            target = target.where(target != self.ignore_index, IGNORE)   # terms know void by this label
+            target = target.long()  # of all terms, here once
+            target = target.where(target != self.ignore_index, IGNORE)  # terms know void by this label
             found |= {term.name: at_least_float32(term.function(pred, target)) for term in self.terms}
-            if self.after_training_batch is not None: noted = self.after_training_batch(pred, target, self.first, self.last)
+            if self.after_training_batch is not None:
+                noted = self.after_training_batch(pred, target, self.first, self.last)
         self.values = {name: v.detach() for name, v in (found | noted).items()}
-        if self.shares: found = {name: v*self.shares[name] for name, v in found.items()}
+        if self.shares:
+            found = {name: v * self.shares[name] for name, v in found.items()}
         self.next_batch()
         return self.total(found)
 
-    def total(self,
+    def total(
+        self,
         values: dict[str, torch.Tensor],  # term → scalar, or (B,)
     ) -> torch.Tensor:  # scalar, or (B,)
         "The terms added up with their weights"
-        return values['pixel'] + sum(term.weight*values[term.name] for term in self.terms if term.name in values)
+        return values['pixel'] + sum(term.weight * values[term.name] for term in self.terms if term.name in values)
 
-    def counts(self,
+    def counts(
+        self,
         target: torch.Tensor,  # (B, H, W) labels
     ) -> torch.Tensor:  # (1 + number of terms,) float32, in the order of 'pixel' and `terms`
         "Of how many each term is the mean: class-weighted pixels, then what each `LossTerm.count` gives"
@@ -127,7 +159,8 @@ class SegmentationLoss(nn.Module):
         target = target.where(target != self.ignore_index, IGNORE).long()
         valid = target != IGNORE
         pixels = valid.float()
-        if self.weight is not None: pixels = pixels*self.weight.to(target.device).float()[target.where(valid, 0)]
+        if self.weight is not None:
+            pixels = pixels * self.weight.to(target.device).float()[target.where(valid, 0)]
         return torch.stack([pixels.sum(), *[term.count(target).float() for term in self.terms]])
 
     def activation(self, logits: torch.Tensor) -> torch.Tensor:

@@ -4,17 +4,26 @@
 
 # %% ../../nbs/training/57_syncbn.ipynb #6a7143d4
 from __future__ import annotations
-import torch, torch.distributed as dist, torch.nn.functional as F
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
+
 from ..core import at_least_float32
 
 # %% auto #0
 __all__ = ['SyncOnceBatchNorm2d', 'SyncTwiceBatchNorm2d', 'SyncOnceBatchNorm1d', 'SyncTwiceBatchNorm1d', 'convert_sync_bn']
 
 # %% ../../nbs/training/57_syncbn.ipynb #dcff4b9a
-def _axes(x): return [0, *range(2, x.ndim)]
-def _row(v, x): return v.view(1, -1, *[1]*(x.ndim - 2))
+def _axes(x):
+    return [0, *range(2, x.ndim)]
+
+
+def _row(v, x):
+    return v.view(1, -1, *[1] * (x.ndim - 2))
+
 
 def _total(group, *parts):
     "The sums of `parts` over the devices of `group`: one all-reduce, float64"
@@ -23,51 +32,56 @@ def _total(group, *parts):
     return flat.split([len(p) for p in parts])
 
 # %% ../../nbs/training/57_syncbn.ipynb #dab2632a
-def _count(x): return x.new_full((1,), x.numel()//x.shape[1], dtype=torch.float64)
+def _count(x):
+    return x.new_full((1,), x.numel() // x.shape[1], dtype=torch.float64)
+
 
 def _moments_once(x, group):
     "n (1,), μ and σ² (C,) by one all-reduce (Zhang et al. 2018, eq. 2), of sums about the device's own mean c"
     n, full = _count(x), at_least_float32(x)
-    c = full.sum(_axes(x))/n.clamp(min=1).to(full.dtype)
+    c = full.sum(_axes(x)) / n.clamp(min=1).to(full.dtype)
     d = full - _row(c, x)
     D1, D2, c = d.sum(_axes(x)).double(), d.square_().sum(_axes(x)).double(), c.double()
-    n, S1, S2 = _total(group, n, n*c + D1, D2 + 2*c*D1 + n*c**2)
-    return n, S1/n, (S2/n - (S1/n)**2).clamp(min=0)
+    n, S1, S2 = _total(group, n, n * c + D1, D2 + 2 * c * D1 + n * c**2)
+    return n, S1 / n, (S2 / n - (S1 / n) ** 2).clamp(min=0)
+
 
 def _moments_twice(x, group):
     "n (1,), μ and σ² (C,) by two all-reduces (Shen and Zeng 2019, Algorithm 1), weighted by counts"
     full = at_least_float32(x)
     n, S1 = _total(group, _count(x), full.sum(_axes(x)))
-    Q, = _total(group, (full - _row(S1/n, x).to(full.dtype)).square_().sum(_axes(x)))
-    return n, S1/n, Q/n
+    (Q,) = _total(group, (full - _row(S1 / n, x).to(full.dtype)).square_().sum(_axes(x)))
+    return n, S1 / n, Q / n
 
 # %% ../../nbs/training/57_syncbn.ipynb #9a77712f
 class _Normalise(torch.autograd.Function):
     "γ (x - μ)/s + β and its gradient, with μ and s of all devices: one all-reduce backward"
+
     @staticmethod
     def forward(ctx, x, weight, bias, n, mean, var, eps, group):
         dtype = torch.promote_types(x.dtype, torch.float32)
         weight, bias, n, mean, var = (t if t is None else t.to(dtype) for t in (weight, bias, n, mean, var))
         ctx.save_for_backward(x, weight, n, mean, (var + eps).rsqrt())
         ctx.group = group
-        return F.batch_norm(x, mean, var, weight, bias, False, 0., eps)
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
         x, weight, n, mean, r = ctx.saved_tensors
         full, dx = at_least_float32(dy), None
-        hat = (at_least_float32(x) - _row(mean, x))*_row(r, x)
-        dbias, dweight = full.sum(_axes(x)), (full*hat).sum(_axes(x))
+        hat = (at_least_float32(x) - _row(mean, x)) * _row(r, x)
+        dbias, dweight = full.sum(_axes(x)), (full * hat).sum(_axes(x))
         if ctx.needs_input_grad[0]:
-            A, B = (_row(t/n, x).to(full.dtype) for t in _total(ctx.group, dbias, dweight))
-            dx = ((full - A - hat*B)*_row(r if weight is None else r*weight, x)).to(x.dtype)
-        return dx, *[g if need else None for g, need in zip((dweight, dbias), ctx.needs_input_grad[1:3])], *[None]*5
+            A, B = (_row(t / n, x).to(full.dtype) for t in _total(ctx.group, dbias, dweight))
+            dx = ((full - A - hat * B) * _row(r if weight is None else r * weight, x)).to(x.dtype)
+        return dx, *[g if need else None for g, need in zip((dweight, dbias), ctx.needs_input_grad[1:3])], *[None] * 5
 
 # %% ../../nbs/training/57_syncbn.ipynb #0102668f
 def _has_peers(group):
     "Are there other devices in the group?"
-    if not (dist.is_available() and dist.is_initialized()): return False
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
     size = dist.get_world_size(group)
     if size < 1:
         raise ValueError('synchronised batch norm: this process is not in the process_group that it was given')
@@ -76,65 +90,87 @@ def _has_peers(group):
 # %% ../../nbs/training/57_syncbn.ipynb #25787a98
 class _Synchronised:
     "A batch norm whose moments in training are those of all devices; `moments` says how"
+
     def __init__(self, *args, process_group: dist.ProcessGroup | None = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.process_group = process_group
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training or not _has_peers(self.process_group): return super().forward(x)
+        if not self.training or not _has_peers(self.process_group):
+            return super().forward(x)
         self._check_input_dim(x)
         if x.shape[1] != self.num_features:
             raise ValueError(f'expected {self.num_features} channels, found {x.shape[1]} in {tuple(x.shape)}')
-        with torch.no_grad(): n, mean, var = self.moments(x, self.process_group)
+        with torch.no_grad():
+            n, mean, var = self.moments(x, self.process_group)
         if x.numel() <= x.shape[1] and n < 2:
-            raise ValueError('expected more than 1 value per channel when training, '
-                             f'found {n.item():.0f} on all devices')
-        if self.track_running_stats: self._track(mean, var*n/(n - 1))
+            raise ValueError(
+                f'expected more than 1 value per channel when training, found {n.item():.0f} on all devices'
+            )
+        if self.track_running_stats:
+            self._track(mean, var * n / (n - 1))
         return _Normalise.apply(x, self.weight, self.bias, n, mean, var, self.eps, self.process_group)
 
     def _track(self, mean, var):
         self.num_batches_tracked.add_(1)
-        f = 1/self.num_batches_tracked.double() if self.momentum is None else self.momentum
-        for running, new in ((self.running_mean, mean), (self.running_var, var)): running.mul_(1 - f).add_(f*new)
+        f = 1 / self.num_batches_tracked.double() if self.momentum is None else self.momentum
+        for running, new in ((self.running_mean, mean), (self.running_var, var)):
+            running.mul_(1 - f).add_(f * new)
 
 # %% ../../nbs/training/57_syncbn.ipynb #4f0755bb
 class SyncOnceBatchNorm2d(_Synchronised, nn.BatchNorm2d):
     """`nn.BatchNorm2d` over all devices of `process_group` (all there are, where not given);
     one all-reduce forward, one backward (Zhang et al. 2018, appendix A)"""
+
     moments = staticmethod(_moments_once)
+
 
 class SyncTwiceBatchNorm2d(_Synchronised, nn.BatchNorm2d):
     """`nn.BatchNorm2d` over all devices of `process_group` (all there are, where not given);
     two all-reduces forward, one backward (Shen and Zeng 2019, Algorithm 1)"""
+
     moments = staticmethod(_moments_twice)
+
 
 class SyncOnceBatchNorm1d(_Synchronised, nn.BatchNorm1d):
     "`SyncOnceBatchNorm2d` for features (B, C) or (B, C, L)"
+
     moments = staticmethod(_moments_once)
+
 
 class SyncTwiceBatchNorm1d(_Synchronised, nn.BatchNorm1d):
     "`SyncTwiceBatchNorm2d` for features (B, C) or (B, C, L)"
+
     moments = staticmethod(_moments_twice)
 
 # %% ../../nbs/training/57_syncbn.ipynb #6feba7ed
-_KINDS = dict(once=(SyncOnceBatchNorm1d, SyncOnceBatchNorm2d), twice=(SyncTwiceBatchNorm1d, SyncTwiceBatchNorm2d),
-              torch=(nn.SyncBatchNorm,)*2)
+_KINDS = dict(
+    once=(SyncOnceBatchNorm1d, SyncOnceBatchNorm2d),
+    twice=(SyncTwiceBatchNorm1d, SyncTwiceBatchNorm2d),
+    torch=(nn.SyncBatchNorm,) * 2,
+)
 _NORMS_ONLY = (nn.BatchNorm2d.forward, _Synchronised.forward, nn.SyncBatchNorm.forward)
 
-def _drop_and_activate(norm, args, y): return norm.act(norm.drop(y))   # what a norm of timm does after the norm
+
+def _drop_and_activate(norm, args, y):
+    return norm.act(norm.drop(y))  # what a norm of timm does after the norm
+
 
 def _counterpart(name, norm, kind):
     "The class that `norm` gets. Raises `ValueError` where there is none"
     known = type(norm).forward in _NORMS_ONLY or hasattr(norm, 'act') and hasattr(norm, 'drop')
-    bases = (nn.BatchNorm1d, nn.BatchNorm2d, *[nn.SyncBatchNorm]*(kind == 'torch'))
+    bases = (nn.BatchNorm1d, nn.BatchNorm2d, *[nn.SyncBatchNorm] * (kind == 'torch'))
     found = [cls for base, cls in zip(bases, (*_KINDS[kind], nn.SyncBatchNorm)) if isinstance(norm, base)]
-    if known and found: return found[0]
-    raise ValueError(f'{name or "model"}: expected BatchNorm1d, BatchNorm2d or a BatchNormAct2d of timm, '
-                     f'found {type(norm).__name__}, which {kind!r} cannot synchronise')
+    if known and found:
+        return found[0]
+    raise ValueError(
+        f'{name or "model"}: expected BatchNorm1d, BatchNorm2d or a BatchNormAct2d of timm, '
+        f'found {type(norm).__name__}, which {kind!r} cannot synchronise'
+    )
 
 # %% ../../nbs/training/57_syncbn.ipynb #75bb281a
 def convert_sync_bn(
-    model: nn.Module,    # changed in place
+    model: nn.Module,  # changed in place
     process_group: dist.ProcessGroup | None = None,  # who shares statistics; all processes where not given
     kind: str | None = None,  # 'torch', 'once' or 'twice'; where not given 'torch' for a model on CUDA, else 'once'
 ) -> nn.Module:  # `model`
@@ -144,8 +180,9 @@ def convert_sync_bn(
     if kind not in _KINDS:
         raise ValueError(f'unknown kind of synchronised batch norm {kind!r}: expected one of {", ".join(_KINDS)}')
     norms = {name: m for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
-    classes = {m: _counterpart(name, m, kind) for name, m in norms.items()}   # all of them, before one is changed
+    classes = {m: _counterpart(name, m, kind) for name, m in norms.items()}  # all of them, before one is changed
     for m, cls in classes.items():
-        if type(m).forward not in _NORMS_ONLY: m.register_forward_hook(_drop_and_activate, prepend=True)
+        if type(m).forward not in _NORMS_ONLY:
+            m.register_forward_hook(_drop_and_activate, prepend=True)
         m.__class__, m.process_group = cls, process_group
     return model

@@ -4,13 +4,16 @@
 
 # %% ../../nbs/training/60_train.ipynb #0c286170
 from __future__ import annotations
+
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+
 from fastai.basics import Callback, CancelFitException, CancelValidException, DataLoaders, L, Learner, set_seed
 from torch import nn
+
 from ..data.dataloaders import dataset_dls, scenes_dls
 from ..data.dataset import DATASETS, SegDataset, open_dataset
 from ..data.transforms import Augment
@@ -32,15 +35,17 @@ def config_dataset(
     path: str | Path | None,  # folder of the data set
 ) -> SegDataset:
     "The data set on disk that a configuration names. Raises `ValueError` for an unknown one, and without a folder"
-    if config.data not in DATASETS: raise ValueError(f"data: no data set '{config.data}'; there are scenes, {', '.join(DATASETS)}")
-    if not path: raise ValueError(f'{config.data} needs path, the folder of the data set')
+    if config.data not in DATASETS:
+        raise ValueError(f"data: no data set '{config.data}'; there are scenes, {', '.join(DATASETS)}")
+    if not path:
+        raise ValueError(f'{config.data} needs path, the folder of the data set')
     return open_dataset(config.data, path, **config.data_options)
 
 # %% ../../nbs/training/60_train.ipynb #b9b50f65
 def config_dls(
     config: TrainConfig,
     path: str | Path | None = None,  # folder of the data set
-    workers: int = 0,                # processes that read pictures beside the training one
+    workers: int = 0,  # processes that read pictures beside the training one
 ) -> DataLoaders:  # with the `DatasetInfo` as `info`
     "The pictures of a configuration. Raises `ValueError` where it does not fit the data"
     counts = {k: n for k, n in dict(n_train=config.n_train, n_valid=config.n_valid).items() if n}
@@ -48,13 +53,23 @@ def config_dls(
     flip = {} if config.flip is None else dict(flip=config.flip)
     ds = None if config.data == 'scenes' else config_dataset(config, path)
     flip_labels = ds and ds.info.flip_labels
-    if flip_labels and config.flip and not config.crop: raise ValueError(f'flip: left is not right in {ds.info.name}; only with crop do the labels change places')
+    if flip_labels and config.flip and not config.crop:
+        raise ValueError(f'flip: left is not right in {ds.info.name}; only with crop do the labels change places')
     if config.crop:
-        options['augment'] = Augment(config.crop, config.scale or (1., 1.), config.rotate, jitter=config.jitter,
-                                     flip_labels=flip_labels, **flip)
-    else: options |= flip
-    if ds: return dataset_dls(ds, config.picture_size, splits=(config.train_split, config.valid_split), **options)
-    if path: raise ValueError('path: the embedded scenes have no folder')
+        options['augment'] = Augment(
+            config.crop,
+            config.scale or (1.0, 1.0),
+            config.rotate,
+            jitter=config.jitter,
+            flip_labels=flip_labels,
+            **flip,
+        )
+    else:
+        options |= flip
+    if ds:
+        return dataset_dls(ds, config.picture_size, splits=(config.train_split, config.valid_split), **options)
+    if path:
+        raise ValueError('path: the embedded scenes have no folder')
     return scenes_dls(size=config.picture_size[0], **config.data_options, **options)
 
 # %% ../../nbs/training/60_train.ipynb #a97ebd6a
@@ -64,38 +79,53 @@ def config_backbone(
     "What the backbone of a configuration is told, weights included"
     return config.backbone_options | backbone_weights(config.backbone, config.weights)
 
+
 def config_model(
     config: TrainConfig,
     n_classes: int,  # K
 ) -> Segmentor:
     "The network of a configuration"
-    return create_model(config.model, n_classes, config.backbone, config_backbone(config), config.aux, **config.model_options)
+    return create_model(
+        config.model, n_classes, config.backbone, config_backbone(config), config.aux, **config.model_options
+    )
 
 # %% ../../nbs/training/60_train.ipynb #26b96dda
 def load_matching_weights(
-    model: nn.Module,    # changed in place
-    file: str | Path,    # safetensors of another network
+    model: nn.Module,  # changed in place
+    file: str | Path,  # safetensors of another network
     whole: bool = False,  # must all tensors fit?
 ) -> list[str]:  # the tensors of `model` that stay as they were
     "Copy the tensors that fit. Raises `ValueError` where the backbone, or `whole`, does not"
     have, want = read_tensors(file), model.state_dict()
     new = [k for k, v in want.items() if k not in have or have[k].shape != v.shape]
-    if whole or any(k.startswith('backbone.') for k in new): load_tensors(model, file)
+    if whole or any(k.startswith('backbone.') for k in new):
+        load_tensors(model, file)
     model.load_state_dict({k: have[k] for k in want if k not in new}, strict=False)
     return new
 
 # %% ../../nbs/training/60_train.ipynb #b50e9c18
 def config_learner(
     config: TrainConfig,
-    dls: DataLoaders,   # with `info`
+    dls: DataLoaders,  # with `info`
     model: nn.Module | None = None,  # a network that there is already, in place of the one that the configuration names
-    metrics: list | None = None,     # as in `segmentation_learner`
+    metrics: list | None = None,  # as in `segmentation_learner`
 ) -> SegmentationLearner:
     "A learner as a configuration says, before its first step"
-    if model is None: model = config_model(config, dls.info.n_classes)
-    learn = segmentation_learner(dls, model, opt=config.opt, lr=config.lr, head_lr=config.head_lr, weights=config.class_weights,
-                                 metrics=metrics, precision=config.precision, accumulate=config.accumulate,
-                                 channels_last=config.channels_last, compile=config.compile)
+    if model is None:
+        model = config_model(config, dls.info.n_classes)
+    learn = segmentation_learner(
+        dls,
+        model,
+        opt=config.opt,
+        lr=config.lr,
+        head_lr=config.head_lr,
+        weights=config.class_weights,
+        metrics=metrics,
+        precision=config.precision,
+        accumulate=config.accumulate,
+        channels_last=config.channels_last,
+        compile=config.compile,
+    )
     own = {k: v for k, v in dict(mom=config.momentum, wd=config.weight_decay).items() if v is not None}
     if own:
         learn.create_opt()
@@ -105,56 +135,72 @@ def config_learner(
 # %% ../../nbs/training/60_train.ipynb #536f560d
 class StopAfter(Callback):
     "Stop after `n` steps"
-    order, run_valid = 100, False   # after the callbacks that take notes
-    def __init__(self,
+
+    order, run_valid = 100, False  # after the callbacks that take notes
+
+    def __init__(
+        self,
         n: int,  # steps
-    ) -> None: self.n = n
+    ) -> None:
+        self.n = n
 
     def after_batch(self) -> None:
-        if self.train_iter >= self.n: raise CancelFitException
+        if self.train_iter >= self.n:
+            raise CancelFitException
+
 
 class NoValidation(Callback):
     "Skip the validation of every epoch"
-    def before_validate(self) -> None: raise CancelValidException
+
+    def before_validate(self) -> None:
+        raise CancelValidException
 
 # %% ../../nbs/training/60_train.ipynb #b22c759b
 def _fit_schedule(learn, config, epochs, cbs):
     "Fit with the schedule of a configuration. A given momentum is constant: fastai's cycle would vary it"
-    if config.schedule == 'poly': return learn.fit_poly(epochs, config.lr, cbs=cbs)
-    constant = {} if config.momentum is None else dict(moms=(config.momentum,)*3)
+    if config.schedule == 'poly':
+        return learn.fit_poly(epochs, config.lr, cbs=cbs)
+    constant = {} if config.momentum is None else dict(moms=(config.momentum,) * 3)
     learn.fit_one_cycle(epochs, config.lr, cbs=cbs, **constant)
+
 
 def _run_callbacks(config, out, resume, steps, settings):
     "What a run needs beside the learner's own callbacks"
-    settings = {k: v for k, v in asdict(config).items() if k not in ('epochs', 'lr')} | (settings or {})   # a resumed run may have more epochs
+    settings = {k: v for k, v in asdict(config).items() if k not in ('epochs', 'lr')} | (
+        settings or {}
+    )  # a resumed run may have more epochs
     cbs = [Checkpoint(out, resume=resume, settings=settings)] if out else []
-    if steps: cbs.append(StopAfter(steps))
+    if steps:
+        cbs.append(StopAfter(steps))
     if config.pairs_per_step:
         multiple = OPTIMISERS[config.opt]['head_lr'] if config.head_lr is None else config.head_lr
         own = {k: v for k, v in dict(mom=config.momentum, wd=config.weight_decay).items() if v is not None}
-        cbs.append(AsyncPairwiseUpdate(config.lr*multiple, pairs_per_step=config.pairs_per_step, **own))
+        cbs.append(AsyncPairwiseUpdate(config.lr * multiple, pairs_per_step=config.pairs_per_step, **own))
     return cbs
 
 # %% ../../nbs/training/60_train.ipynb #456d002b
 def fit(
-    learn: Learner,      # of `config_learner`
+    learn: Learner,  # of `config_learner`
     config: TrainConfig,
     out: str | Path | None = None,  # folder for the checkpoint; none is written where not given
-    resume: bool = False,      # continue from the folder's checkpoint
+    resume: bool = False,  # continue from the folder's checkpoint
     steps: int | None = None,  # stop after so many steps
-    validate: bool = True,     # after each epoch?
+    validate: bool = True,  # after each epoch?
     settings: dict | None = None,  # what else decides the run, for the checkpoint: name → value
     cbs: Callback | list | None = None,  # more callbacks
 ) -> Learner:  # the same
     "Train as a configuration says; with torchrun or accelerate launch, on all processes"
-    if resume and not out: raise ValueError('resume: needs out, the folder of the checkpoint')
-    epochs = config.epochs if steps is None else min(config.epochs, -(-steps//len(learn.dls.train)))
+    if resume and not out:
+        raise ValueError('resume: needs out, the folder of the checkpoint')
+    epochs = config.epochs if steps is None else min(config.epochs, -(-steps // len(learn.dls.train)))
     cbs = _run_callbacks(config, out, resume, steps, settings) + L(cbs)
     with ExitStack() as stack:
-        if validate: stack.enter_context(steps_shown(learn))
+        if validate:
+            stack.enter_context(steps_shown(learn))
         else:
             cbs = [NoValidation(), StepProgress(), *cbs]
-            for quiet in (learn.no_bar(), learn.no_logging()): stack.enter_context(quiet)
+            for quiet in (learn.no_bar(), learn.no_logging()):
+                stack.enter_context(quiet)
         stack.enter_context(distributed(learn))
         _fit_schedule(learn, config, epochs, cbs)
     return learn
@@ -163,20 +209,22 @@ def fit(
 def train(
     config: TrainConfig,
     path: str | Path | None = None,  # folder of the data set
-    out: str | Path | None = None,   # folder for the checkpoint; none is written where not given
-    resume: bool = False,            # continue from the folder's checkpoint
+    out: str | Path | None = None,  # folder for the checkpoint; none is written where not given
+    resume: bool = False,  # continue from the folder's checkpoint
     start: str | Path | None = None,  # model file whose weights the network begins with, as far as they fit
-    steps: int | None = None,        # stop after so many steps, to try it
-    workers: int = 0,                # processes that read pictures beside the training one
-    validate: bool = True,           # after each epoch?
-    make_model: Callable[[int], nn.Module] | None = None,  # number of classes → network, in place of the one that the configuration names
+    steps: int | None = None,  # stop after so many steps, to try it
+    workers: int = 0,  # processes that read pictures beside the training one
+    validate: bool = True,  # after each epoch?
+    make_model: Callable[[int], nn.Module]
+    | None = None,  # number of classes → network, in place of the one that the configuration names
     cbs: Callback | list | None = None,  # more callbacks
 ) -> SegmentationLearner:  # trained; on all processes with torchrun or accelerate launch
     "Train a network as a configuration says. Raises `ValueError` for what would be ignored"
     set_seed(config.seed, reproducible=True)
     dls = config_dls(config, path, workers)
     model = (make_model or partial(config_model, config))(dls.info.n_classes)
-    if start: load_matching_weights(model, start)
+    if start:
+        load_matching_weights(model, start)
     learn = config_learner(config, dls, model, metrics=None if validate else [])
     return fit(learn, config, out, resume, steps, validate, dict(start=start and str(start)), cbs)
 

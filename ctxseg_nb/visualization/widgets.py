@@ -4,10 +4,17 @@
 
 # %% ../../nbs/visualization/26_widgets.ipynb #b2cf2de9
 from __future__ import annotations
-import io, json, zlib
+
+import io
+import json
+import zlib
 from base64 import b64encode
 from itertools import count
-import numpy as np, torch, torch.nn.functional as F
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
 from ..core import IMAGENET_STATS, palette
 from ..models.cfnet import pixel_mixtures
 from ..models.encnet import assign, encode
@@ -18,6 +25,7 @@ __all__ = ['ClickableMaps', 'clickable_cooccurrence', 'DraggableCodewords']
 
 # %% ../../nbs/visualization/26_widgets.ipynb #b69cdd54
 _shown = count()
+
 
 def _new_id(kind, content):
     "An element id for `content` (str) that no other output has"
@@ -48,7 +56,9 @@ im.src = 'data:image/jpeg;base64,{jpeg}';
 # %% ../../nbs/visualization/26_widgets.ipynb #8daca583
 class ClickableMaps:
     "A picture to click: shows p(·|target) of the cell under the pointer, light on dark, one picture for each map"
-    def __init__(self,
+
+    def __init__(
+        self,
         image: np.ndarray,  # (H, W, 3) uint8
         maps: np.ndarray | torch.Tensor,  # (n, h_t, w_t, h_c, w_c): probabilities of all cells for every target cell
         titles: list[str],  # n
@@ -56,47 +66,56 @@ class ClickableMaps:
         maps, self.image, self.titles = np.asarray(maps, np.float64), np.asarray(image), titles
         if maps.ndim != 5 or len(maps) != len(titles):
             raise ValueError(f'maps: expected ({len(titles)}, h_t, w_t, h_c, w_c), found {maps.shape}')
-        self.maps = np.round(255*maps/maps.max((3, 4), keepdims=True)).astype(np.uint8)
+        self.maps = np.round(255 * maps / maps.max((3, 4), keepdims=True)).astype(np.uint8)
 
-    def overlay(self,
+    def overlay(
+        self,
         k: int,  # number of the map
         y: int,  # row of the target cell
         x: int,  # and its column
     ) -> np.ndarray:  # (H, W, 3) uint8
         "A map of one target over the picture"
-        p = torch.from_numpy(self.maps[k, y, x])[None, None].float()/255
-        light = .15 + .85*F.interpolate(p, self.image.shape[:2])[0, 0].numpy()
-        return (self.image*light[..., None]).astype(np.uint8)
+        p = torch.from_numpy(self.maps[k, y, x])[None, None].float() / 255
+        light = 0.15 + 0.85 * F.interpolate(p, self.image.shape[:2])[0, 0].numpy()
+        return (self.image * light[..., None]).astype(np.uint8)
 
     def _repr_html_(self) -> str:
         from PIL import Image
+
         h, w, jpeg = *self.image.shape[:2], io.BytesIO()
         Image.fromarray(self.image).save(jpeg, 'jpeg', quality=85)
-        canvas = f'<figure style="margin:0">{{}}<br><canvas width="{round(192*w/h)}" height="192"></canvas></figure>'
+        canvas = (
+            f'<figure style="margin:0">{{}}<br><canvas width="{round(192 * w / h)}" height="192"></canvas></figure>'
+        )
         data, jpeg = (b64encode(b).decode() for b in (self.maps.tobytes(), jpeg.getvalue()))
-        return _PAGE.format(id=_new_id('maps', data + jpeg), canvases=''.join(map(canvas.format, self.titles)),
-                            shape=json.dumps(self.maps.shape[1:]), data=data, jpeg=jpeg)
+        return _PAGE.format(
+            id=_new_id('maps', data + jpeg),
+            canvases=''.join(map(canvas.format, self.titles)),
+            shape=json.dumps(self.maps.shape[1:]),
+            data=data,
+            jpeg=jpeg,
+        )
 
 # %% ../../nbs/visualization/26_widgets.ipynb #1135cec6
 def _normal(image, stats):
     "(H, W, 3) uint8 → (3, H, W), less the mean and over the standard deviation of each channel"
-    return ((torch.from_numpy(image)/255 - torch.tensor(stats[0]))/torch.tensor(stats[1])).permute(2, 0, 1)
+    return ((torch.from_numpy(image) / 255 - torch.tensor(stats[0])) / torch.tensor(stats[1])).permute(2, 0, 1)
 
 # %% ../../nbs/visualization/26_widgets.ipynb #4d8e8a0a
 def clickable_cooccurrence(
-    model: Segmentor,   # with an ACF module
+    model: Segmentor,  # with an ACF module
     image: np.ndarray,  # (H, W, 3) uint8
-    head: int = 0,      # whose softmaxes are shown
-    n: int = 8,         # targets along each side
+    head: int = 0,  # whose softmaxes are shown
+    n: int = 8,  # targets along each side
     stats: tuple = IMAGENET_STATS,  # mean and standard deviation of the images' channels in training
 ) -> ClickableMaps:
     """Where the pixels of a picture look: p(x_c|x_t) over all heads, and each softmax of one head with its prior.
     Raises `ValueError` for a model without ACF module"""
     (h, w), cells = image.shape[:2], range(n)
-    targets = [((2*i + 1)*h//(2*n), (2*j + 1)*w//(2*n)) for i in cells for j in cells]
+    targets = [((2 * i + 1) * h // (2 * n), (2 * j + 1) * w // (2 * n)) for i in cells for j in cells]
     x = _normal(image, stats).to(next(model.parameters()))
-    p, prior, _ = pixel_mixtures(model, x, targets)   # (H, K, n², h_c, w_c)
-    maps = torch.cat([(prior[..., None, None, None]*p).sum(1).mean(0, keepdim=True), p[head]])
+    p, prior, _ = pixel_mixtures(model, x, targets)  # (H, K, n², h_c, w_c)
+    maps = torch.cat([(prior[..., None, None, None] * p).sum(1).mean(0, keepdim=True), p[head]])
     titles = ['all heads', *[f'head {head}, π = {π:.2f}' for π in prior[head]]]
     return ClickableMaps(image, maps.unflatten(1, (n, n)).cpu(), titles)
 
@@ -153,11 +172,14 @@ _DRAG = '''const drag = (id, x, d, s, colours) => {
 };'''
 
 # %% ../../nbs/visualization/26_widgets.ipynb #4afda7ec
-def _rgb(c): return f'rgb({",".join(str(round(v)) for v in c)})'
+def _rgb(c):
+    return f'rgb({",".join(str(round(v)) for v in c)})'
+
 
 def _circle(p, c, r, more=''):
     "A circle at `p` (2,) of colour `c` (3,) and radius `r`"
     return f'<circle cx="{p[0]:.7g}" cy="{p[1]:.7g}" r="{r:.3g}" fill="{_rgb(c)}"{more}/>'
+
 
 def _arrow(p, e, c):
     "An arrow from `p` (2,) along `e` (2,) of colour `c` (3,)"
@@ -168,46 +190,61 @@ def _arrow(p, e, c):
 def _plane(x, d, fills, arrows, colours):
     "SVG of features x (N, 2), their colours `fills`, codewords d (K, 2), their `colours` and `arrows` (K, 2)"
     (x0, y0), (x1, y1) = np.concatenate([x, d]).min(0), np.concatenate([x, d]).max(0)
-    unit = max(x1 - x0, y1 - y0)/100 or 1
-    view = x0 - 12*unit, -y1 - 12*unit, x1 - x0 + 24*unit, y1 - y0 + 24*unit
-    held = f' stroke="black" stroke-width="{unit/2:.3g}" style="cursor:grab;touch-action:none"'
-    groups = [''.join(_circle(p, c, 1.2*unit) for p, c in zip(x, fills)), ''.join(map(_arrow, d, arrows, colours)),
-              ''.join(_circle(p, c, 3*unit, held) for p, c in zip(d, colours))]
+    unit = max(x1 - x0, y1 - y0) / 100 or 1
+    view = x0 - 12 * unit, -y1 - 12 * unit, x1 - x0 + 24 * unit, y1 - y0 + 24 * unit
+    held = f' stroke="black" stroke-width="{unit / 2:.3g}" style="cursor:grab;touch-action:none"'
+    groups = [
+        ''.join(_circle(p, c, 1.2 * unit) for p, c in zip(x, fills)),
+        ''.join(map(_arrow, d, arrows, colours)),
+        ''.join(_circle(p, c, 3 * unit, held) for p, c in zip(d, colours)),
+    ]
     box = ' '.join(f'{v:.7g}' for v in view)
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}" style="background:white">'
-            f'<g transform="scale(1 -1)">{"".join(f"<g>{g}</g>" for g in groups)}</g></svg>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}" style="background:white">'
+        f'<g transform="scale(1 -1)">{"".join(f"<g>{g}</g>" for g in groups)}</g></svg>'
+    )
 
 # %% ../../nbs/visualization/26_widgets.ipynb #884f04df
 def _numbers(widget):
     "The arguments x, d, s, colours of `frame`, in JavaScript"
     return json.dumps([widget.x.tolist(), widget.d.tolist(), widget.s, palette(len(widget.d)).tolist()])[1:-1]
 
+
 def _page(widget):
     "HTML of `DraggableCodewords`"
     _, h, e = widget.encode()
-    def row(v): return f'({", ".join(f"{t:.1f}" for t in v)})'
+
+    def row(v):
+        return f'({", ".join(f"{t:.1f}" for t in v)})'
+
     id, picture = _new_id('codes', _numbers(widget)), b64encode(widget.svg().encode()).decode()
     script = f'{_SUMS}\n{_FRAME}\n{_DRAG}\ndrag("{id}", {_numbers(widget)});'
     text = f's = {widget.s:.2f}, h = {row(h)}, e = {" ".join(map(row, e))}'
-    return (f'<div id="{id}" style="width:420px;max-width:100%">'
-            f'<div><img width="420" src="data:image/svg+xml;base64,{picture}"></div>'
-            f'<div style="font-size:small">{text}</div></div>'
-            f'<script>(() => {{ {script} }})()</script>')
+    return (
+        f'<div id="{id}" style="width:420px;max-width:100%">'
+        f'<div><img width="420" src="data:image/svg+xml;base64,{picture}"></div>'
+        f'<div style="font-size:small">{text}</div></div>'
+        f'<script>(() => {{ {script} }})()</script>'
+    )
 
 # %% ../../nbs/visualization/26_widgets.ipynb #7f3d7cb0
 class DraggableCodewords:
     "Features, codewords to drag, residual sums as arrows 4·e_k/N, a slider for s; without JavaScript a still picture"
-    def __init__(self,
+
+    def __init__(
+        self,
         x: np.ndarray | torch.Tensor,  # (N, 2) features
         d: np.ndarray | torch.Tensor,  # (K, 2) codewords, K ≤ 8
-        s: float = 1.,  # smoothing factor of all codewords at the start, 0..5
+        s: float = 1.0,  # smoothing factor of all codewords at the start, 0..5
     ) -> None:
         self.x, self.d, self.s = np.asarray(x, np.float64), np.asarray(d, np.float64), float(s)
         for name, t, most in (('x (N, 2)', self.x, np.inf), ('d (K, 2), K ≤ 8', self.d, 8)):
             if t.ndim != 2 or t.shape[1] != 2 or not 0 < len(t) <= most:
                 raise ValueError(f'expected {name}, found {t.shape}')
-            if not np.isfinite(t).all(): raise ValueError(f'expected finite {name}, found nan or inf')
-        if not 0 <= s <= 5: raise ValueError(f's: expected 0..5, found {s}')
+            if not np.isfinite(t).all():
+                raise ValueError(f'expected finite {name}, found nan or inf')
+        if not 0 <= s <= 5:
+            raise ValueError(f's: expected 0..5, found {s}')
 
     def encode(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (N, K), (K,), (K, 2)
         "Weights a, their sums h and residual sums e"
@@ -219,6 +256,7 @@ class DraggableCodewords:
     def svg(self) -> str:
         "The still picture"
         (a, _, e), colours = self.encode(), palette(len(self.d))
-        return _plane(self.x, self.d, a @ colours, 4*e/len(self.x), colours)
+        return _plane(self.x, self.d, a @ colours, 4 * e / len(self.x), colours)
 
-    def _repr_html_(self) -> str: return _page(self)
+    def _repr_html_(self) -> str:
+        return _page(self)
