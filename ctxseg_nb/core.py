@@ -64,9 +64,7 @@ class DatasetInfo:
     palette: np.ndarray = None  # (K, 3) uint8 colours, read-only; `palette(K)` where not given
     background: int | None = None  # label that papers leave out of the mean, if any
     groups: dict[str, tuple[int, ...]] = field(default_factory=dict)  # labels that are scored apart
-    flip_labels: tuple[int, ...] | None = (
-        None  # (K,) the label that each label has in a left-right flip; the same where not given
-    )
+    flip_labels: tuple[int, ...] | None = None  # (K,) label of each label in a left-right flip
 
     def __post_init__(self):
         check_n_classes(len(self.class_names), self.name)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from ctxseg_nb.cli import evaluate
 from ctxseg_nb.core import DatasetInfo, default_device
 from ctxseg_nb.crf.dense import DenseCRF, boundary_band
 from ctxseg_nb.crf.graph import exact_crf, mean_field, range_box_edges
@@ -13,7 +12,7 @@ from ctxseg_nb.data.dataloaders import scenes_dls, segmentation_dls
 from ctxseg_nb.data.dataset import as_rgb, check_mask, load_image, load_mask, open_dataset
 from ctxseg_nb.data.scenes import ContextScenes
 from ctxseg_nb.data.transforms import Augment
-from ctxseg_nb.evaluation.evaluator import write_submission
+from ctxseg_nb.evaluation.evaluator import evaluate, write_submission
 from ctxseg_nb.evaluation.export import load_exported
 from ctxseg_nb.evaluation.metrics import confusion_matrix, reliability
 from ctxseg_nb.evaluation.sliding_window import Predictor

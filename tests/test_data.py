@@ -266,7 +266,7 @@ from ctxseg_nb.cli import main
 from ctxseg_nb.testing.miniatures import read_every_pair
 from ctxseg_nb.data.dataset import open_dataset
 path = {str(tmp_path / 'pets')!r}
-        print(read_every_pair(open_dataset('pets', path)), main(['data', '--check', 'pets', path]))
+print(read_every_pair(open_dataset('pets', path)), main(['data', '--check', 'pets', path]))
 main(['data'])""")
     assert "{'train': 2, 'val': 1} 0" in end.stdout and 'Get pets.zip from example.org' in end.stdout, end.stderr
 

@@ -143,8 +143,7 @@ def segmentation_dls(
     size: int | tuple[int, int] | None = None,  # (H, W) of all pictures and masks; as they are where not given
     bs: int = 8,  # pictures a batch
     flip: float = 0.5,  # probability of a left-right flip in training
-    augment: Transform
-    | None = None,  # of training pairs, in place of flip and resize; without `size`, `val_bs` is then 1
+    augment: Transform | None = None,  # of training pairs, in place of flip and resize
     read: Callable = load_image,  # path -> (H, W, 3) uint8
     read_mask: Callable = load_mask,  # path -> (H, W) integer labels
     num_workers: int = 0,  # processes that read beside the training one

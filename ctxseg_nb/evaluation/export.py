@@ -370,9 +370,7 @@ def _load_program(path):
 def load_exported(
     path: str | Path,  # ends in .onnx, .pt2 or .safetensors
     trust: bool = False,  # read a .pt2 file too, although that can execute code that is in it
-) -> tuple[
-    nn.Module, dict
-]:  # images (B, 3, H, W) → logits (B, K, H, W); class_names, palette (K, 3) uint8, stats and size
+) -> tuple[nn.Module, dict]:  # images (B, 3, H, W) → logits (B, K, H, W); class_names, palette, stats, size
     """Read what `export_onnx`, `export_program` or `save_segmentor` wrote. Raises `FileNotFoundError`, or
     `ValueError` naming the file, what was expected and what was found. Nothing in an .onnx or .safetensors file is
     executed, and no other file is opened for it"""

@@ -50,9 +50,7 @@ class Recipe:
     schedule: Literal['poly', 'cycle', 'cosine'] | None = None  # poly has power 0.9; cosine is that of CIFAR-10
     epochs: Annotated[int, Limits(0, 10**6)] | None = None  # passes over the pictures; 0: only score
     bs: Count | None = None  # pictures in a step, over all processes
-    pairs_per_step: Annotated[int, Limits(1, 10**9)] | None = (
-        None  # pairs before an update of the pairwise networks, where they update asynchronously
-    )
+    pairs_per_step: Annotated[int, Limits(1, 10**9)] | None = None  # deepcrf: pairs to an asynchronous step
     # how pictures are varied
     crop: Size | None = None  # side, or (H, W), pixels
     scale: Factors | None = None  # smallest and largest random factor of the size
@@ -64,12 +62,8 @@ class Recipe:
     mirrors: bool | None = None  # the mirrored picture too?
     side: Size | None = None  # at scale 1 the shorter side of the picture, or its (H, W); None: as it is
     windows: bool = False  # look through windows as large as `crop`?
-    combine: Literal['prob', 'logit', 'avg', 'max', 'avgmax', 'learnt'] = (
-        'prob'  # mean of probabilities or logits; of log-probabilities mean, maximum, both, or learnt weights
-    )
-    refine: Literal['dense', 'additive', 'pairwise'] | None = (
-        None  # scores by their picture: dense CRF, or a form of the guidance CRF
-    )
+    combine: Literal['prob', 'logit', 'avg', 'max', 'avgmax', 'learnt'] = 'prob'  # of views
+    refine: Literal['dense', 'additive', 'pairwise'] | None = None  # of scores: a dense or a guidance CRF
     oracle: bool = False  # only the classes that are in the true mask?
 
 # %% ../../nbs/experiments/61_recipes.ipynb #c11da7dd

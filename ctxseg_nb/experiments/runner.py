@@ -62,9 +62,7 @@ class Experiment:
     config: TrainConfig = TrainConfig()  # what does not, where the variant does not say otherwise
     options: dict = field(default_factory=dict)  # of `run`, the same
     baseline: str = 'fcn'  # the variant that the others are compared with
-    needs: dict[str, str] = field(
-        default_factory=dict
-    )  # inputs that must be given, and what they are: {'path': 'the CamVid folder'}
+    needs: dict[str, str] = field(default_factory=dict)  # inputs that must be given, and what they are
 
     @property
     def origin(self) -> str:

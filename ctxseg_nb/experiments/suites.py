@@ -43,8 +43,7 @@ def score_model(
     model: nn.Module,  # a trained `Segmentor`
     dls,  # `DataLoaders` with `info`
     multiscale: dict | None = None,  # score once more with a `Predictor` of these options, as metric `miou_ms`
-    illuminations: dict
-    | None = None,  # name → what is added to red, green and blue: score once more, as metric `miou_NAME`
+    illuminations: dict | None = None,  # name → what is added to red, green, blue: scored once more, as `miou_NAME`
 ) -> tuple[dict, np.ndarray]:  # metrics, (n, K, 3) counts
     "Score a model on the validation pictures"
     info, more = dls.info, {}

@@ -230,9 +230,7 @@ def _open_one(path):
 @contextmanager
 def open_tensors(
     path: str | Path,  # a safetensors file
-) -> Iterator[
-    safe_open
-]:  # `keys()`, `get_slice(name)`, `get_tensor(name)` and `metadata()`, all of one and the same file
+) -> Iterator[safe_open]:  # `keys()`, `get_slice`, `get_tensor` and `metadata()`, all of one and the same file
     """A file's tensors, which are read one by one when asked for. Raises `FileNotFoundError`, or `ValueError` where
     the file is broken"""
     if not Path(path).is_file():

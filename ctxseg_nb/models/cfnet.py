@@ -200,8 +200,7 @@ class CFHead(Head):
         self,
         channels: list[int],  # the backbone's, fine to coarse
         n_classes: int,  # of the labels
-        width: int
-        | None = None,  # channels of all inner maps; `head_width`, up to a multiple of n_heads·n_mix, where not given
+        width: int | None = None,  # channels of inner maps; `head_width` rounded up where not given
         acf: bool = True,  # the ACF module?
         global_pool: bool = True,  # the global pooling branch?
         encoding: bool = False,  # context encoding and SE-loss too? (table 2's "Enc")
@@ -270,9 +269,7 @@ def pixel_mixtures(
     model: Segmentor,  # with an ACF module
     image: torch.Tensor,  # (3, H, W), normalised as in training
     targets: list[tuple[int, int]],  # n targets: row and column, pixels
-) -> tuple[
-    torch.Tensor, torch.Tensor, tuple[int, int]
-]:  # softmaxes (heads, K, n, h_c, w_c), prior (heads, K), size (h, w) of the map
+) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:  # softmaxes (heads, K, n, h_c, w_c), prior, map size
     """What the target pixels of an image average with. Raises `ValueError` for models without an ACF module, and for
     pixels outside"""
     acf, images, (H, W) = getattr(model.head, 'acf', None), check_images(image[None]), image.shape[-2:]

@@ -70,8 +70,7 @@ class PreActBlock(nn.Module):
         cin: int,  # channels in
         cout: int,  # channels out, at least `cin`
         stride: int = 1,  # of the first convolution
-        gate: Callable[[int], nn.Module]
-        | None = None,  # channels → module that gives γ (B, cout) from F; γ = 1 where not given
+        gate: Callable[[int], nn.Module] | None = None,  # channels → module for γ (B, cout) of F; γ = 1 where not given
         projection: bool = True,  # a shortcut to more channels is a 1×1 convolution? If not, it has no parameters
     ) -> None:
         super().__init__()

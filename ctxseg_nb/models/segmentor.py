@@ -66,9 +66,7 @@ class LossTerm:
 
     name: str  # as it is recorded
     weight: float  # its factor in the sum
-    function: Callable[
-        [dict[str, torch.Tensor], torch.Tensor], torch.Tensor
-    ]  # output in training, labels (B, H, W) → scalar
+    function: Callable  # (output in training, labels (B, H, W)) → scalar
 
     def count(
         self,

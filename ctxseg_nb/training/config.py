@@ -126,18 +126,12 @@ class TrainConfig:
     valid_split: str = 'val'  # part to validate on
     n_train: Count | None = None  # training pictures; where not given 600 scenes, or all pictures of a data set
     n_valid: Count | None = None  # validation pictures; where not given 200 scenes, or all pictures of a data set
-    size: Size | None = (
-        None  # side, or height,width, to which pictures are resized, pixels; 96 where neither it nor crop is given
-    )
+    size: Size | None = None  # side, or height,width, pixels, to resize to; 96 where it and crop are not given
     crop: Size | None = None  # side, or height,width, of random crops in training, pixels
-    scale: Factors | None = (
-        None  # of crops: the smallest and the largest random factor of the size; 1,1 where not given
-    )
+    scale: Factors | None = None  # of crops: smallest and largest random factor of the size; 1,1 where not given
     rotate: Angle = 0.0  # of crops: the largest random angle, degrees
     jitter: Share = 0.0  # of crops: the largest random change of colours, 0 to 1
-    flip: Share | None = (
-        None  # probability that a training picture is mirrored; .5 where not given, or 0 where left is not right
-    )
+    flip: Share | None = None  # probability that a training picture is flipped; .5 or, where left is not right, 0
     model: str = 'fcn'  # as `ctxseg models` lists them
     model_options: dict = field(default_factory=dict)  # of the model, as in n_codes=8
     backbone: str = 'tiny'  # one that `ctxseg models` lists, or a network of timm
@@ -146,9 +140,7 @@ class TrainConfig:
     aux: bool = False  # an auxiliary FCN head on the stage before the last, in training
     opt: Literal['adamw', 'sgd'] = 'adamw'  # optimiser; sgd is that of the papers
     lr: Rate = 4e-3  # learning rate at the top of a cycle, or at the start of the other schedules
-    head_lr: Rate | None = (
-        None  # the head's learning rate as a multiple of the backbone's; 10 with sgd, 1 with adamw where not given
-    )
+    head_lr: Rate | None = None  # the head's rate over the backbone's; with sgd 10, with adamw 1 where not given
     momentum: Momentum | None = None  # the optimiser's own where not given, which a cycle varies
     weight_decay: Share | None = None  # the optimiser's own where not given
     schedule: Literal['cycle', 'poly'] = 'cycle'  # of the learning rate: one cycle, or a fall with power 0.9
@@ -156,9 +148,7 @@ class TrainConfig:
     bs: Count = 16  # pictures a batch, over all processes
     accumulate: Count = 1  # batches to a step
     class_weights: Literal['sqrt'] | None = 'sqrt'  # in the loss: 1/sqrt(frequency), or none
-    pairs_per_step: Annotated[int, Limits(1, 10**9)] | None = (
-        None  # of deepcrf: pairs to a step of its pairwise networks, where these learn asynchronously
-    )
+    pairs_per_step: Annotated[int, Limits(1, 10**9)] | None = None  # deepcrf: pairs to an asynchronous step
     seed: Seed = 0  # of weights, order and augmentation
     precision: Literal['fp16', 'bf16'] | None = None  # for mixed precision
     channels_last: bool = False  # channels beside each other in memory

@@ -392,9 +392,7 @@ class SegmentationLearner(Learner):
         scales: tuple[float, ...] = (1,),  # factors of the pictures' size
         flip: bool = True,  # also the mirror image at every scale?
         **options,  # of the `Predictor`: `crop`, `stride`, `average`, `fill`, `batch_size`, `size`, `flip_labels`
-    ) -> (
-        tuple
-    ):  # probabilities (n, K, H, W), or logits where `average` says so, and masks (n, H, W), as from `get_preds`
+    ) -> tuple:  # probabilities (n, K, H, W), or logits by `average`; masks (n, H, W)
         """Mean over scales and mirror images, each brought back onto the picture; left and right change places as
         `dls.info` says"""
         info = getattr(self.dls, 'info', None)

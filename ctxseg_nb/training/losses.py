@@ -40,9 +40,7 @@ def count_labels(
 def class_weights(
     counts,  # (K,) pixels of each class
     power: float = 0.5,  # a in 1/frequency^a: 0 no weights, 1 all classes alike
-) -> (
-    torch.Tensor
-):  # (K,) float32, mean 1 over the classes that occur; those that don't weigh as much as the rarest that does
+) -> torch.Tensor:  # (K,) float32, mean 1 over the classes that occur; others weigh as the rarest of them
     "Weights 1/frequency^power for a weighted cross-entropy"
     counts = torch.as_tensor(counts).double()
     occurs = counts > 0

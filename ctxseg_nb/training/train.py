@@ -215,8 +215,7 @@ def train(
     steps: int | None = None,  # stop after so many steps, to try it
     workers: int = 0,  # processes that read pictures beside the training one
     validate: bool = True,  # after each epoch?
-    make_model: Callable[[int], nn.Module]
-    | None = None,  # number of classes → network, in place of the one that the configuration names
+    make_model: Callable[[int], nn.Module] | None = None,  # number of classes → network
     cbs: Callback | list | None = None,  # more callbacks
 ) -> SegmentationLearner:  # trained; on all processes with torchrun or accelerate launch
     "Train a network as a configuration says. Raises `ValueError` for what would be ignored"
