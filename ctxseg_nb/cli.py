@@ -97,7 +97,7 @@ Folder = Annotated[str, _folder]
 COMMANDS = {}
 
 
-def command(f):
+def command(f) -> Callable:
     "Decorator: make a function a command of `ctxseg`"
     COMMANDS[f.__name__] = f
     return f
@@ -374,7 +374,7 @@ def demo(
     model: str = 'fcn',  # as `ctxseg models` lists them
     seed: Seed = 0,  # of weights and order
     device: str = 'auto',  # to compute on: auto, cuda, cuda:1, mps or cpu
-):
+) -> None:
     "Train a model on the embedded scenes and show what it cannot know"
     from ctxseg_nb.data.dataloaders import VALID_SEED
     from ctxseg_nb.data.scenes import ContextScenes
@@ -420,7 +420,7 @@ def train(
     start: str = None,  # of a recipe that goes on from another: that one's model.safetensors
     steps: Count = None,  # of a recipe: stop after so many steps
     dry_run: bool = False,  # of a recipe: say what would run, its memory and steps; with a path, check the data
-):
+) -> Mode:
     """Train a model, or run a recipe; with torchrun or accelerate launch, on all processes, whose batches together
     have `bs` pictures"""
     of_recipes = {name: 'it belongs to --recipe' for name in ('override', 'start', 'steps')}
@@ -522,7 +522,7 @@ def _run_recipe(recipe, override, path, out, seed, resume, start, steps, workers
 @command
 def recipes(
     start: str = None,  # of their names, as in encnet/pascal_context; all where not given
-):
+) -> None:
     "List the experiments of the papers"
     from ctxseg_nb.experiments.recipes import print_recipes
 
@@ -542,7 +542,7 @@ def cifar(
     out: Folder = 'cifar',  # folder for model, curves and checkpoint
     resume: bool = False,  # go on from the folder's checkpoint
     device: str = 'auto',  # to compute on: auto, cuda, cuda:1, mps or cpu
-):
+) -> None:
     "Train a network of EncNet's Table 6 on CIFAR-10"
     from ctxseg_nb.core import write_figure
     from ctxseg_nb.experiments.cifar import plot_errors, train_cifar
@@ -566,7 +566,7 @@ def experiment(
     variants: str = None,  # names, as in fcn,gap; all where not given
     out: Folder = 'nbs/results',  # folder of the JSON file
     device: str = 'auto',  # to compute on: auto, cuda, cuda:1, mps or cpu
-):
+) -> Mode:
     "Run named comparisons, or what is missing of them"
     return (
         Mode(_experiments, 'with a name')
@@ -601,7 +601,7 @@ def benchmark(
     names: list,  # without one, they are listed
     out: Folder = 'nbs/results',  # folder of the JSON files
     device: str = None,  # to compute on: auto, cuda, cuda:1, mps or cpu; each benchmark's own where not given
-):
+) -> Mode:
     "Measure speed and memory side by side"
     return (
         Mode(_benchmarks, 'with a name')
@@ -704,7 +704,7 @@ def evaluate(
     names: str = None,  # of a submission: file with the names of the test pictures; all in the folder where not given
     trust: bool = False,  # read a .pt2 file as the model; reading one executes code that may be in it
     device: str = 'auto',  # to compute on: auto, cuda, cuda:1, mps or cpu
-):
+) -> Mode:
     """Score a model on the validation pictures of a data set, at the full size of their masks, or label test
     pictures for a server"""
     of_submissions = {name: 'it belongs to --submission' for name in ('pictures', 'names')}
@@ -757,7 +757,7 @@ def predict(
     size: Size = None,  # size at which the network sees the picture: side, or height,width; as trained where not given
     trust: bool = False,  # read a .pt2 file as the model; reading one executes code that may be in it
     device: str = 'auto',  # to compute on: auto, cuda, cuda:1, mps or cpu
-):
+) -> None:
     "Segment pictures; one that cannot be read is named and left out"
     from ctxseg_nb.data.dataset import load_image
 
@@ -863,7 +863,7 @@ def export(
     model: str,  # file that `demo` or `train` wrote: model.safetensors
     out: str,  # file to write: it ends in .onnx, or in .pt2 for PyTorch's own format
     fixed: Size = None,  # side, or height,width: the one size of pictures, for models whose tables depend on it
-):
+) -> None:
     "Write a model as a graph that other programs run"
     from ctxseg_nb.evaluation.export import export_onnx, export_program, trace_model
     from ctxseg_nb.models.segmentor import load_segmentor
@@ -878,7 +878,7 @@ def export(
 
 # %% ../nbs/cli.ipynb #6cd1d046
 @command
-def models():
+def models() -> None:
     "List models and backbones"
     from ctxseg_nb.models.backbones import BACKBONES
     from ctxseg_nb.models.segmentor import MODELS
@@ -896,7 +896,7 @@ def data(
     check: list = None,  # name and folder of a data set, whose files are all looked at
     splits: str = None,  # of a check: names, as in train,val; all where not given
     most: Count = 10,  # of a check: lines for each kind of fault
-):
+) -> Mode:
     "List the data sets and where to get them, or check one on disk"
     return Mode(_check, 'with --check') if check else Mode(_list_data, 'without --check')
 
@@ -973,7 +973,7 @@ def main(
         sys.stdout.flush()
         return 0
     except SystemExit as e:
-        return e.code or 0  # of argparse, after --help
+        return e.code if isinstance(e.code, int) else 0  # of argparse, after --help
     except KeyboardInterrupt as e:
         return _complain([str(e) or 'stopped by Ctrl-C'], 130)
     except BrokenPipeError:  # whoever read the output has seen enough, as head does

@@ -21,10 +21,14 @@ from importlib import import_module
 from numbers import Integral, Real
 from pathlib import Path
 from pkgutil import iter_modules
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.distributed as dist
+
+if TYPE_CHECKING:
+    from matplotlib.legend import Legend
 
 try:
     import fcntl
@@ -46,7 +50,7 @@ IMAGENET_STATS = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # mean and stan
 def check_n_classes(
     n_classes: int,  # K
     name: str = 'n_classes',  # what to call it in the error
-):
+) -> None:
     "Raise `ValueError` for more classes than 8-bit masks have labels beside `IGNORE`"
     if n_classes > IGNORE:
         raise ValueError(
@@ -74,7 +78,7 @@ class DatasetInfo:
         object.__setattr__(self, 'palette', colours)
 
     @property
-    def n_classes(self):
+    def n_classes(self) -> int:
         return len(self.class_names)
 
     def _parts(self):
@@ -155,7 +159,7 @@ def legend(
     palette: np.ndarray,  # (K, 3) uint8
     labels=None,  # labels to name; all where not given
     **kwargs,  # to matplotlib's `legend`
-):
+) -> Legend:
     "Colour patches with class names"
     from matplotlib.patches import Patch
 
@@ -258,7 +262,7 @@ def check_labels(
     n_classes: int,  # K
     ignore_index: int | None = IGNORE,  # label of void pixels, allowed too; none where not given
     name: str = 'target',  # what to call `labels` in the error
-):
+) -> None:
     "Raise `ValueError` when a label is neither in 0..K-1 nor void, and when `IGNORE` would be both"
     if ignore_index == IGNORE:
         check_n_classes(n_classes)
@@ -333,7 +337,7 @@ class Registry(Mapping):
     @staticmethod
     def _origin(entry) -> str:
         "Who an entry is: its own word for it, or the name of its function or class"
-        return getattr(entry, 'origin', None) or getattr(getattr(entry, 'func', entry), '__qualname__', str(entry))
+        return str(getattr(entry, 'origin', None) or getattr(getattr(entry, 'func', entry), '__qualname__', entry))
 
     def _all(self) -> dict:
         if not self._complete:
@@ -500,7 +504,7 @@ def place_in_batch(
     sizes = torch.zeros(dist.get_world_size(), dtype=torch.long, device=device)
     sizes[dist.get_rank()] = n
     dist.all_reduce(sizes)
-    return sizes[: dist.get_rank()].sum().item(), sizes.sum().item()
+    return int(sizes[: dist.get_rank()].sum()), int(sizes.sum())
 
 
 def shared_generator(

@@ -39,10 +39,11 @@ class Cityscapes(SegDataset):
         labels: str = 'labelIds',  # the files to read: 'labelIds' as downloaded, or 'labelTrainIds'
     ) -> None:
         super().__init__(path)
-        ids = dict(labelIds=self.official_ids, labelTrainIds=np.arange(19)).get(labels)
+        known: dict[str, np.ndarray] = dict(labelIds=self.official_ids, labelTrainIds=np.arange(19))
+        ids = known.get(labels)
         if ids is None:
             raise ValueError(f"{self.name}: unknown labels '{labels}', expected labelIds or labelTrainIds")
-        self.labels, self.n_labels, self.label_map = labels, int(max(ids)) + 1, make_label_map(ids)
+        self.labels, self.n_labels, self.label_map = labels, int(ids.max()) + 1, make_label_map(ids)
 
     def list_pairs(self, split: str) -> list[tuple[Path, Path]]:
         if split == 'trainval':

@@ -41,7 +41,7 @@ def _part(n: int, m: int, s: float) -> tuple[int, int, int]:
     w = math.ceil(m / s)
     if w > n:
         return 0, n, max(1, round(n * s))
-    return torch.randint(n - w + 1, ()).item(), w, m
+    return int(torch.randint(n - w + 1, ())), w, m
 
 # %% ../../nbs/data/44_transforms.ipynb #aa6c7f5f
 class RandomScaledCrop(v2.Transform):

@@ -31,7 +31,7 @@ def _list_split(ds: SegDataset, split: str) -> tuple[list[tuple[Path, Path]], di
             missing[path] = f'no {what} at {path}'
         return path
 
-    walker.require = note
+    setattr(walker, 'require', note)
     try:
         return walker.split(split), missing
     except (OSError, ValueError) as e:

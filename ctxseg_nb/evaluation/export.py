@@ -252,7 +252,7 @@ def export_program(
     palette: np.ndarray | None = None,  # (K, 3) uint8; `core.palette(K)` where not given
     stats=IMAGENET_STATS,  # mean and standard deviation of the images' channels
     size: tuple[int, int] | None = None,  # (H, W) of the pictures in training, for whoever predicts with it later
-):
+) -> None:
     """Write what a model does in PyTorch's own format. Raises `ValueError` as `trace_model` does, and `OSError`
     naming the file where it cannot be written"""
     graph, data = _graph_for(model, path, '.pt2'), io.BytesIO()
@@ -273,7 +273,7 @@ def export_onnx(
     palette: np.ndarray | None = None,  # (K, 3) uint8; `core.palette(K)` where not given
     stats=IMAGENET_STATS,  # mean and standard deviation of the images' channels
     size: tuple[int, int] | None = None,  # (H, W) of the pictures in training, for whoever predicts with it later
-):
+) -> None:
     """Write what a model does as ONNX, input 'images', output 'logits', up to 2 GiB. Raises as `export_program`
     does, also where ONNX Runtime says something else than the model, and `ImportError` where packages are missing"""
     onnx, *_ = _need('onnx', 'onnxscript', 'onnxruntime')
@@ -308,7 +308,7 @@ class Exported(nn.Module):
         self.run, self.path, self.fixed = run, path, fixed
 
     @torch.no_grad()
-    def forward(self, x):
+    def forward(self, x) -> torch.Tensor:
         x = check_images(x)
         if self.fixed and list(x.shape[2:]) != self.fixed:
             raise ValueError(

@@ -42,7 +42,8 @@ def scaled_size(
 ) -> tuple[int, int]:  # at least one pixel each
     "Height and width at `scale`: the long side rounded up, the short one in proportion"
     long = math.ceil(max(size) * scale - 1e-6)
-    return tuple(max(1, int(n * long / max(size) + 0.5)) for n in size)
+    height, width = (max(1, int(n * long / max(size) + 0.5)) for n in size)
+    return height, width
 
 # %% ../../nbs/evaluation/52_sliding_window.ipynb #8d0dbd80
 def _resize(x, size):

@@ -344,7 +344,8 @@ def images_per_second(
 ) -> float:  # images/s
     "Crops that a model trains on in a second: forward, loss, backward and a step of SGD"
     device = default_device(device)
-    net = create_model(model, n_classes, backbone, **options).to(device, memory_format=torch.channels_last).train()
+    net = create_model(model, n_classes, backbone, **options).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net.train()
     loss, opt = SegmentationLoss(net), torch.optim.SGD(net.parameters(), 1e-3, 0.9)
     x = torch.randn(bs, 3, size, size, device=device).to(memory_format=torch.channels_last)
     y = torch.randint(n_classes, (bs, size, size), device=device)
@@ -381,7 +382,7 @@ def run_benchmark(
     takes = inspect.signature(benchmark).parameters
     if not {'device', 'options'} & set(takes) and options.pop('device', 'cpu') != 'cpu':
         raise ValueError(f'benchmark {name}: computes on the CPU only')
-    found = {k: float(f'{v:.4g}') for k, v in benchmark(**options).items()}
+    found: dict = {k: float(f'{v:.4g}') for k, v in benchmark(**options).items()}
     found |= dict(about=benchmark.__doc__, options=options, environment=environment())
     write_json(Path(out) / f'benchmark-{name}.json', found)
     for k, v in found.items():

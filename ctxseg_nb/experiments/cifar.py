@@ -44,7 +44,7 @@ __all__ = ['CIFAR_STATS', 'CIFAR_NETS', 'read_cifar', 'crop_flip', 'normalise', 
 # %% ../../nbs/experiments/60_cifar.ipynb #8ecea77a
 def _fault(
     path: str | Path,  # the folder that holds `cifar-10-batches-py`
-) -> Exception:
+) -> Exception | None:
     "What is wrong with CIFAR-10 below `path`: its first file that is missing or not the published one"
     meta = CIFAR10.meta['filename'], CIFAR10.meta['md5']
     for name, md5 in (*CIFAR10.train_list, *CIFAR10.test_list, meta):
@@ -59,6 +59,7 @@ def _fault(
                 f'{file}: expected the published file of CIFAR-10 with MD5 {md5}, found {file.stat().st_size} bytes '
                 'that differ'
             )
+    return None
 
 # %% ../../nbs/experiments/60_cifar.ipynb #50cfc433
 def read_cifar(
@@ -120,7 +121,7 @@ def fit_cosine(
     lr=None,  # initial rate; the learner's where not given
     cbs=None,  # more callbacks
     **kwargs,
-):
+) -> None:
     """Fit with a rate that falls as half a cosine from `lr` at the first step to 0 (Loshchilov & Hutter 2017, eq. 5,
     without restarts)"""
     self.fit(n_epoch, cbs=L(ParamScheduler({'lr': SchedCos(self.lr if lr is None else lr, 0.0)})) + L(cbs), **kwargs)
@@ -169,7 +170,7 @@ class ErrorCurves(Callback):
     ):
         self.file, self.about = file, about
 
-    def after_epoch(self):
+    def after_epoch(self) -> None:
         rec = self.recorder
         columns = dict(zip(rec.metric_names[1:], zip(*rec.values)))
         errors = {f'{part}_error': list(map(float, columns[f'{part}_error_rate'])) for part in ('train', 'valid')}
@@ -222,7 +223,7 @@ def train_cifar(
 def plot_errors(
     curves: dict[str, str | Path],  # name → `curves.json` of `train_cifar`
     ax=None,  # matplotlib axes; new ones where not given
-):
+) -> plt.Axes:
     "Top-1 error over epochs, training dashed, test solid (Zhang et al. 2018, figure 7)"
     ax = ax or plt.subplots(figsize=(5, 2.8), layout='constrained')[1]
     for i, (name, file) in enumerate(curves.items()):

@@ -50,7 +50,7 @@ def evaluate_edges(
     return compute_metrics(counts, dls.info) | dict(band=float(band), ece=calibration_error(sum(bins)).item()), counts
 
 # %% ../../nbs/experiments/22_crf_ablation.ipynb #8a016ee7
-def after_dense(model, **options):
+def after_dense(model, **options) -> Callable:
     "Images → log-marginals of `DenseCRF` over the scores of `model`"
     crf = DenseCRF(**options)
 
@@ -61,7 +61,7 @@ def after_dense(model, **options):
     return predict
 
 
-def prefixed(prefix, metrics):
+def prefixed(prefix, metrics) -> dict:
     "The metrics with a prefix"
     return {f'{prefix}_{k}': v for k, v in metrics.items()}
 
@@ -81,7 +81,7 @@ def score_corrections(
 # %% ../../nbs/experiments/22_crf_ablation.ipynb #da35f513
 def joint(
     models,  # of `deepcrf`; the pairwise potentials are the first one's
-):
+) -> Callable:
     "Images → log-marginals (B, K, H, W) under the mean of all unaries"
 
     def predict(x):

@@ -77,7 +77,7 @@ def _on_meta(r, n_classes):
     return net, x, lambda out, x: loss(out, y)
 
 
-def recipe_memory(r, n_classes):
+def recipe_memory(r, n_classes) -> tuple[int, int, int]:
     "`step_memory` of a filled recipe"
     return step_memory(*_on_meta(r, n_classes), 2 if r.opt == 'adamw' else 1)
 

@@ -144,7 +144,7 @@ class OnFeatures(nn.Module):
         super().__init__()
         self.head, self.size, self.above = model.head, size, len(model.backbone.channels) - 1
 
-    def forward(self, x):
+    def forward(self, x) -> torch.Tensor:
         out = self.head([None] * self.above + [x.float()])
         size = [-(-s // 4) for s in self.size] if self.training else self.size
         logits = F.interpolate(out['logits'], size, mode='bilinear', align_corners=False)
@@ -213,7 +213,7 @@ def presence_scores(
     ).cpu()
 
 # %% ../../nbs/experiments/25_frozen_features.ipynb #f0d4980f
-def adamw(params, lr, wd=0.05, **kwargs):
+def adamw(params, lr, wd=0.05, **kwargs) -> OptimWrapper:
     "torch's AdamW for a fastai `Learner`"
     return OptimWrapper(params, torch.optim.AdamW, lr=lr, weight_decay=wd)
 

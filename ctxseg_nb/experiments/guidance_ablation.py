@@ -5,6 +5,7 @@
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #0b30fa37
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -43,11 +44,11 @@ class TTAModel(nn.Module):
         super().__init__()
         self.model, self.how = model, how
 
-    def outputs(self, x):
+    def outputs(self, x) -> dict:
         s, g = tta_predictions(Predictor(self.model, TTA_SCALES, flip=True), x)
         return {'logits': self.how(s), 'class_logits': ensemble(g)}
 
-    def forward(self, x):
+    def forward(self, x) -> torch.Tensor:
         return self.outputs(x)['logits']
 
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #79f4d8a4
@@ -108,7 +109,7 @@ def table2_models(
 
 # %% ../../nbs/experiments/23_guidance_ablation.ipynb #2ee4da9f
 @torch.no_grad()
-def presence_of(model, dls):
+def presence_of(model, dls) -> list[torch.Tensor]:
     "Scores (n, K) of the classes in each validation picture, and which are there"
     found = [
         (
@@ -120,7 +121,7 @@ def presence_of(model, dls):
     return [torch.cat(t) for t in zip(*found)]
 
 
-def two_stages(fcn, classifier):
+def two_stages(fcn, classifier) -> Callable:
     """Images → logits of `fcn` with the classes struck out that `classifier` does not find (Shen & Zeng 2019,
     section 3.1)"""
     return lambda x: keep_classes(fcn(x), (classifier.outputs(x)['class_logits'] > 0).int())

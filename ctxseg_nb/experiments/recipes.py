@@ -552,7 +552,7 @@ _COLUMNS = dict(source=16, miou=7, pixel_acc=11, mean_acc=10, error=7, lr=8, epo
 
 def print_recipes(
     start: str = '',  # names begin so
-):
+) -> None:
     "A line for each recipe, or `ValueError`: source, figures, training. Empty is what the paper does not say"
     if not any(name.startswith(start) for name in RECIPES):
         raise ValueError(f'no recipe begins with {start!r}; there are {", ".join(PAPERS)}')

@@ -67,7 +67,7 @@ def recipe_config(
     r = with_defaults(r)
     values = {f.name: getattr(r, f.name) for f in fields(TrainConfig) if hasattr(r, f.name)}
     values |= dict(
-        epochs=max(r.epochs, 1),
+        epochs=max(r.epochs or 0, 1),
         train_split=r.train_split if _learns(r) else r.valid_split,
         class_weights=None,
         seed=seed,

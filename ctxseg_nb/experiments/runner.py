@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from filelock import FileLock
 from ..core import Registry, atomic_write, check_options, write_json
 from ..evaluation.metrics import mean_iou
 from ..training.config import TrainConfig, varied
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # %% auto #0
 __all__ = ['EXPERIMENTS', 'paired_bootstrap', 'Experiment', 'register_experiment', 'environment', 'read_results',
@@ -306,7 +310,7 @@ def summary(
 def print_results(
     results: dict,  # of `run_experiment`
     metrics=None,  # names of the metrics to print; all where not given
-):
+) -> None:
     "A table of mean ± standard deviation in points of a hundred, and the paired difference in mIoU to the baseline"
     rows, against = summary(results), results.get('against', {})
     names = metrics or list(dict.fromkeys(n for row in rows.values() for n in row))
@@ -331,7 +335,7 @@ def plot_results(
     results: dict,  # of `run_experiment`
     metrics=None,  # names of the metrics; all where not given
     ceilings: dict | None = None,  # label -> metric -> value, drawn as lines: what could be reached at best
-):
+) -> Axes:
     "Every seed a point, every variant a colour, every metric a column; returns the axes"
     import matplotlib.pyplot as plt
 

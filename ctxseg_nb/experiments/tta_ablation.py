@@ -64,7 +64,9 @@ def run_tta_on_scenes(
 ) -> tuple[dict, np.ndarray]:  # metrics, (n, K, 3) counts
     "A run on the embedded scenes: one model a seed, scored in one way"
     scenes = ContextScenes(config.n_valid, config.picture_size[0], VALID_SEED)
-    return score_tta(trained_once(config), list(scenes), scenes.info, config.picture_size, **(tta or {}))
+    return score_tta(
+        trained_once(config), [scenes[i] for i in range(len(scenes))], scenes.info, config.picture_size, **(tta or {})
+    )
 
 
 def run_tta_on_photos(

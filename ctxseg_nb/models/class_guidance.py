@@ -161,7 +161,7 @@ class CRFWrapper(nn.Module):
 def crf_batches(
     model: nn.Module,  # with 'logits' and 'class_logits' among its `outputs`
     batches: Iterable,  # of images and masks
-) -> list[tuple[torch.Tensor, ...]]:
+) -> list[tuple]:
     "What `fit_guidance_crf` learns from: (scores, images, masks, class logits) of every batch"
     found = []
     for x, y in batches:

@@ -516,4 +516,6 @@ def load_segmentor(
             raise ValueError(f'{source}: config: expected {", ".join(_CONFIG)}, found {_short(unknown.pop())}')
         info = _from_card(card, config['n_classes'], source) | dict(config=config)
         _check_size(config, source, file, path)
-        return copy_tensors(_build(config, source), file, path).eval(), info
+        model = _build(config, source)
+        copy_tensors(model, file, path)
+        return model.eval(), info

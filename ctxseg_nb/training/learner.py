@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
@@ -31,7 +32,6 @@ from fastai.vision.all import (
     noop,
     patch,
     rank_distrib,
-    warnings,
 )
 from fastcore.basics import IN_NOTEBOOK
 from torch import nn
@@ -199,8 +199,8 @@ def steps_shown(learn: Learner) -> Iterator[None]:
 @patch
 def plot_loss_values(
     self: Recorder,
-    ax=None,  # matplotlib axes; new ones where not given
-):
+    ax: plt.Axes | None = None,  # matplotlib axes; new ones where not given
+) -> plt.Axes:
     "Draw the value of each term of the loss, unweighted, over the steps of the last fit"
     ax = ax or plt.subplots(figsize=(5, 2.5))[1]
     for name, values in self.loss_values.items():
