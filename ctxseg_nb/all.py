@@ -6,16 +6,76 @@
 __all__ = []
 
 # %% ../nbs/all.ipynb #a1100004
-#| export
+from .core import IGNORE, IMAGENET_STATS, DatasetInfo, colorize, legend, show_rows
+from .data.ade20k import ADE20K
+from .data.camvid import CamVid
+from .data.ccp import ClothingCoParsing
+from .data.cityscapes import Cityscapes
+from .data.coco import COCOObjects, COCOStuff10K, COCOStuff164K
+from .data.dataloaders import dataset_dls, scenes_dls, segmentation_dls
+from .data.dataset import DATASETS, SegDataset, open_dataset
+from .data.human_parsing import CIHP, LIP
+from .data.indoor import SUNRGBD, NYUDv2
+from .data.kitti import KITTI
+from .data.pascal import VOC2012, PascalContext
+from .data.scenes import ContextScenes
+from .data.siftflow import SIFTFlow
+from .data.transforms import Augment
+from .data.verify import print_report, verify_dataset
 
 # %% ../nbs/all.ipynb #a1100006
-#| export
+from .crf.dense import DenseCRF
+from .crf.graph import exact_crf, mean_field, piecewise_nll
+from .crf.guided import GuidanceCRF, fit_guidance_crf, guided_filter
+from .models.backbones import BACKBONES, create_backbone, receptive_field
+from .models.cfnet import CFHead, cfnet, contextual_prior, cooccurrence_prob, mixture_attention
+from .models.class_guidance import CRFWrapper, GuidanceHead, guided
+from .models.deepcrf import DeepCRFHead, deepcrf
+from .models.deeplabv3 import ASPPHead, deeplabv3
+from .models.encnet import EncNetHead, Encoding, SELoss, encnet, presence_target
+from .models.encnet_cifar import cifar_encnet
+from .models.feature_memory import FeatureMemory
+from .models.mcibi import MCIBIHead, mcibi
+from .models.ocrnet import OCRHead, ocrnet
+from .models.pspnet import PSPHead, pspnet
+from .models.refinement import RefinementHead, refinement_net
+from ctxseg_nb.models.segmentor import (
+    MODELS,
+    FCNHead,
+    GAPHead,
+    Segmentor,
+    create_model,
+    fcn,
+    load_segmentor,
+    save_segmentor,
+)
 
 # %% ../nbs/all.ipynb #a1100008
-#| export
+from .training.async_pairwise import AsyncPairwiseUpdate
+from .training.checkpoint import Checkpoint
+from .training.config import TrainConfig
+from .training.distributed import distributed
+from .training.learner import AccumulateGradients, SegmentationLearner, segmentation_learner
+from .training.losses import SegmentationLoss, class_weights
+from .training.syncbn import SyncOnceBatchNorm2d, SyncTwiceBatchNorm2d, convert_sync_bn
+from .training.train import train
 
 # %% ../nbs/all.ipynb #a110000a
-#| export
+from .evaluation.evaluator import evaluate, write_report, write_submission
+from .evaluation.export import export_onnx, export_program, load_exported, trace_model
+from ctxseg_nb.evaluation.metrics import (
+    METRICS,
+    ClassIoU,
+    MeanAccuracy,
+    MIoU,
+    PixelAccuracy,
+    calibration_error,
+    compute_metrics,
+    segmentation_metrics,
+)
+from .evaluation.sliding_window import Predictor
+from .evaluation.tta import LearnedEnsemble, ensemble, tta_predictions
+from .visualization.widgets import ClickableMaps, DraggableCodewords, clickable_cooccurrence
 
 # %% ../nbs/all.ipynb #a110000c
 __all__ = [name for name in globals() if not name.startswith('_')]
