@@ -474,6 +474,7 @@ def test_a_backbone_of_another_module_is_known_in_a_fresh_process(tmp_path):
         import sys, torch
         from ctxseg_nb.models import backbones
         assert 'ctxseg_nb.models.deepcrf' not in sys.modules
+        backbones.check_backbone('vgg16_fc6')
         with torch.device('meta'): print(backbones.create_backbone('vgg16_fc6').channels)'''
     ran = subprocess.run(
         [sys.executable, '-c', code],
@@ -482,6 +483,21 @@ def test_a_backbone_of_another_module_is_known_in_a_fresh_process(tmp_path):
         env=os.environ | dict(PYTHONPATH=str(Path(__file__).parent.parent)),
     )
     assert ran.stdout == '[64, 128, 256, 512, 4096]\n', ran.stderr
+
+
+def test_a_model_on_timm_is_loaded_in_a_fresh_process(tmp_path):
+    "What timm imports is imported before the model is built on the meta device"
+    from ctxseg_nb.models.segmentor import create_model, save_segmentor
+
+    save_segmentor(create_model('fcn', 3, 'resnet10t', width=8), tmp_path / 'm', ['a', 'b', 'c'])
+    code = f'from ctxseg_nb.models.segmentor import load_segmentor; print(load_segmentor({str(tmp_path / "m")!r})[1])'
+    ran = subprocess.run(
+        [sys.executable, '-c', code],
+        text=True,
+        capture_output=True,
+        env=os.environ | dict(PYTHONPATH=str(Path(__file__).parent.parent)),
+    )
+    assert "['a', 'b', 'c']" in ran.stdout, ran.stderr
 
 
 def test_listed_models_and_backbones_can_be_trained():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,15 @@ from ctxseg_nb.core import (
     check_share,
     shared_mean,
 )
-from .backbones import PADDING, check_fit, conv_bn_relu, copy_tensors, create_backbone, open_tensors
+from ctxseg_nb.models.backbones import (
+    PADDING,
+    check_backbone,
+    check_fit,
+    conv_bn_relu,
+    copy_tensors,
+    create_backbone,
+    open_tensors,
+)
 
 # %% auto #0
 __all__ = ['MODELS', 'head_width', 'classifier', 'LossTerm', 'Head', 'FCNHead', 'upsample', 'aux_loss', 'check_images',
@@ -489,7 +498,9 @@ def _build(config, source):
 
 def _check_size(config, source, file, path):
     "Raise `ValueError` where the model of a config, built without memory, has other tensors than the file"
-    len(MODELS)  # all are imported now; nothing is imported while `meta` is the place of new tensors
+    len(MODELS)  # all are imported now, and timm where it is needed: not while `meta` is the place of new tensors
+    with suppress(ValueError):
+        check_backbone(config['backbone'])
     try:
         with torch.device('meta'):
             sketch = _build(config, source)
