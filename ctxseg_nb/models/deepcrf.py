@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
-from torchvision.models import vgg16
 
 from ..core import IGNORE, check_positive, place_in_batch, shared_generator, shared_mean
 from ..crf.graph import mean_field, pair_nll, range_box_edges
@@ -41,6 +40,9 @@ class VGG16(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        with torch.device('cpu'):  # PyTorch 2.6 cannot import it while `meta` is the place of new tensors
+            from torchvision.models import vgg16
+
         net = vgg16()
         net.features[30] = nn.Sequential(nn.ReplicationPad2d((0, 1, 0, 1)), nn.MaxPool2d(2, 1))
         self.features = net.features
